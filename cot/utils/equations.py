@@ -5,6 +5,7 @@ import operator
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from simpleeval import InvalidExpression, SimpleEval
 
@@ -82,7 +83,7 @@ def equations(text: str) -> list[Equation]:
     found = _find(_ANNOTATION.sub("", text))
     keys = {equation.key for equation in found}
     annotated = [equation for inside in _ANNOTATION.findall(text) for equation in _find(inside)]
-    return found + [equation for equation in annotated if equation.key not in keys]
+    return [*found, *(equation for equation in annotated if equation.key not in keys)]
 
 
 def without_annotations(text: str) -> str:
@@ -90,7 +91,8 @@ def without_annotations(text: str) -> str:
     return _ANNOTATION.sub("", text)
 
 
-def _find(text: str) -> list[Equation]:
+@lru_cache(maxsize=4096)  # many checks read the same lines of a text
+def _find(text: str) -> tuple[Equation, ...]:
     text = plain_text(text)
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
@@ -109,8 +111,8 @@ def _find(text: str) -> list[Equation]:
         for index, left in enumerate(sides[:-1]):
             later = sorted((side for side in sides[index + 1 :] if _is_number(side)), key=len)
             if later and sum(token[-1].isdigit() for token in left) > 1:
-                found += _equation(left, later[0], leads=chain.start() <= lead and index == 0)
-    return found
+                found += _equation(tuple(left), tuple(later[0]), chain.start() <= lead and index == 0)
+    return tuple(found)
 
 
 def _kind(match: re.Match[str]) -> str:
@@ -140,18 +142,19 @@ def _is_number(side: list[str]) -> bool:
     )
 
 
-def _equation(left: list[str], right: list[str], *, leads: bool) -> list[Equation]:
+@lru_cache(maxsize=4096)
+def _equation(left: tuple[str, ...], right: tuple[str, ...], leads: bool) -> tuple[Equation, ...]:
     try:
         valid = any(_value(left, unit) == _value(right, unit) for unit in (Fraction(1, 100), Fraction(1)))
     except (InvalidExpression, SyntaxError):  # unbalanced parentheses: no equation
-        return []
+        return ()
     except ZeroDivisionError:
         valid = False
     sides = ("".join(plain_number(token) for token in side) for side in (left, right))
-    return [Equation("=".join(sides), valid, leads)]
+    return (Equation("=".join(sides), valid, leads),)
 
 
-def _value(side: list[str], percent: Fraction) -> Fraction:
+def _value(side: tuple[str, ...], percent: Fraction) -> Fraction:
     """The side's value; every number goes in by name, so that simpleeval computes with fractions only."""
     names = {"percent": percent}
     words = []

@@ -8,6 +8,7 @@ one style: a style overlooks a leading "Hint:" line, and the full-sentence answe
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
 
 from cot.utils.equations import MAX_CHARS, Equation, equations, plain_number
@@ -162,16 +163,17 @@ CHECKABLE_PREFERENCES: dict[str, Callable[[str], bool]] = {
 }
 
 
-def _checked_lines(text: str) -> list[str]:
+@lru_cache(maxsize=1024)  # every check of a text begins with them
+def _checked_lines(text: str) -> tuple[str, ...]:
     """The reasoning lines, none where the explanation is empty, without a digit, repetitive or endless."""
     lines = reasoning_lines(text) if len(text) <= MAX_CHARS else []
     numeric = [_squeezed(_unnumbered(line)) for line in lines if _has_digit(line)]
     sentences = [_squeezed(s) for line in lines for s in _sentences(line) if len(s.split()) >= 3]
     distinct = len(set(numeric)) == len(numeric) and len(set(sentences)) == len(sentences)
-    return lines if numeric and distinct else []
+    return tuple(lines) if numeric and distinct else ()
 
 
-def _body(text: str) -> list[str]:
+def _body(text: str) -> tuple[str, ...]:
     """The checked lines without a leading "Hint:" line."""
     lines = _checked_lines(text)
     return lines[1:] if lines and _HINT.match(lines[0]) else lines
