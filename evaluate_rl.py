@@ -194,7 +194,6 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.runtime import keep_bars_out_of_logs
     from rl.evaluation import Evaluation
     from rl.evaluation_prompts import show_memories
-    from rl.prompts_dataset import NoEmbedder
     from rl.walk import MemoryArms
 
     device = str(pick_device(args.device))
@@ -202,9 +201,7 @@ def run(args: argparse.Namespace) -> int:
     for policy in policies:
         print(f"{policy.name + ':':9} {policy.source.name}", flush=True)
     embedder, nlp = load_embedder(), load_spacy()
-    memories = MemoryArms(
-        profiles, log, embedder if args.top_k else NoEmbedder(), args.top_k, moments, args.seed
-    )
+    memories = MemoryArms(profiles, log, embedder, args.top_k, moments, args.seed)
     shown = show_memories(moments, args.memory, memories)
     questions = {moment.question.id for moment in moments}
     config = {

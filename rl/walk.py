@@ -140,7 +140,7 @@ class MemoryArms:
 
     Args:
         log: a `WalkLog` or a `memory.MemoryLog`.
-        embedder: a `retrieval.Embedder`, or `NoEmbedder` where `top_k` is 0.
+        embedder: a `retrieval.Embedder`; None where `top_k` is 0.
         moments: all of the run; among them `time_shuffled` moves.
     """
 

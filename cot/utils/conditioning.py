@@ -14,11 +14,15 @@ from cot.utils.data import Question
 from cot.utils.mastery import consolidate, render_memory
 from cot.utils.memory import Interaction, MemoryLog
 from cot.utils.profiles import Profile, render_profile
-from cot.utils.retrieval import StudentMemories
+from cot.utils.retrieval import RetrievedMemory, StudentMemories
 from cot.utils.textbook import load_chapters
 
 QUESTION_CHARACTERS = 160  # of a past exercise, in a prompt
-CONSOLIDATED_FIRST = 4  # lines of consolidated memory before the past exercises; the others stand after them
+# The order of a memory's lines, so that a budget cuts what matters least: who the student is and what it
+# wishes, where it stands with the skill at hand, the rest of the profile, more consolidated memory, past
+# exercises, what is left.
+PROFILE_FIRST = 3
+CONSOLIDATED_FIRST = 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Conditioner:
     Args:
         profiles: by student id.
         log: the students' interactions.
-        embedder: a `retrieval.Embedder`.
+        embedder: a `retrieval.Embedder`; not used where `top_k` is 0.
         top_k: past exercises per prompt.
         min_similarity: cosine below which a past exercise is left out.
         as_of: only what happened before counts; None for all.
@@ -68,13 +72,14 @@ class Conditioner:
 
     def recall(self, student_id: str, question: Question) -> StudentMemory:
         """The student's own memory for a question: profile, consolidated memory, past exercises."""
-        found = self._memories.retrieve(student_id, question.question, self._top_k + 1, self._min_similarity)
-        # a question that was remembered in an earlier run must not answer itself
-        found = [m for m in found if m.interaction.question != question.question][: self._top_k]
+        found = self._retrieve(student_id, question.question) if self._top_k else []
+        profile = render_profile(self.profiles[student_id])
         consolidated = render_memory(self._consolidated[student_id], question.skill)
         lines = [
-            *render_profile(self.profiles[student_id]),
-            *consolidated[:CONSOLIDATED_FIRST],
+            *profile[:PROFILE_FIRST],
+            *consolidated[:1],
+            *profile[PROFILE_FIRST:],
+            *consolidated[1:CONSOLIDATED_FIRST],
             *(render_interaction(memory.interaction) for memory in found),
             *consolidated[CONSOLIDATED_FIRST:],
         ]
@@ -83,6 +88,11 @@ class Conditioner:
             for memory in found
         )
         return StudentMemory(student_id, tuple(lines), retrieved)
+
+    def _retrieve(self, student_id: str, text: str) -> list[RetrievedMemory]:
+        """The `top_k` most similar past exercises; the question itself, remembered earlier, is none."""
+        found = self._memories.retrieve(student_id, text, self._top_k + 1, self._min_similarity)
+        return [memory for memory in found if memory.interaction.question != text][: self._top_k]
 
     def donor(self, student_id: str, question: Question, seed: int) -> str:
         """Another student, drawn for this cell, whose memory stands in the `shuffled` arm."""
