@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cot.utils.figures import COLORS, new_figure, plot_intervals, save_figure
+from cot.utils.stats import two_way_cluster_bootstrap
 
 SMOOTHED_STEPS = 10  # of training, over which the logged reward is averaged
 ARM_LABELS = {"time_shuffled": "time-\nshuffled"}
@@ -54,27 +55,33 @@ def _draw_policies(tables: Mapping, path: Path) -> Path:
 
 
 def _draw_chapters(records: Sequence[dict], path: Path) -> Path:
-    """Fidelity and support over the chapters, own memory; the mastery that support is to follow."""
+    """Fidelity and support over the chapters with 95 % intervals, own memory; the mastery to be followed."""
     figure, axes = new_figure(2, width=12, height=5.5)
     rows = [r for r in records if r["memory_arm"] == "own" and r["error"] is None]
     chapters = list(dict.fromkeys(row["chapter"] for row in rows))
 
-    def means(policy: str, value) -> tuple[list[int], list[float]]:
-        points = []
-        for place, chapter in enumerate(chapters):
-            found = [value(r) for r in rows if r["policy"] == policy and r["chapter"] == chapter]
-            found = [number for number in found if number is not None]
-            if found:
-                points.append((place, sum(found) / len(found)))
-        return [place for place, _ in points], [mean for _, mean in points]
+    def plot(axis, policy: str, value, number: int, label: str) -> None:
+        found = [(r, value(r)) for r in rows if r["policy"] == policy]
+        by_chapter = [
+            two_way_cluster_bootstrap(
+                [v for r, v in found if r["chapter"] == chapter],
+                [r["student_id"] for r, _ in found if r["chapter"] == chapter],
+                [r["question_id"] for r, _ in found if r["chapter"] == chapter],
+            )
+            for chapter in chapters
+        ]
+        shift = 0.06 * (number - (len(policies) - 1) / 2)
+        places = [place for place, cell in enumerate(by_chapter) if cell["n"]]
+        means = [by_chapter[place]["mean"] for place in places]
+        spans = [(by_chapter[place]["low"], by_chapter[place]["high"]) for place in places]
+        plot_intervals(axis, [place + shift for place in places], means, spans, number, label, line=True)
 
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     for number, policy in enumerate(policies):
-        style = {"color": COLORS[number % len(COLORS)], "marker": "o", "label": policy}
-        axes[0].plot(*means(policy, lambda r: r["fidelity"]), **style)
-        axes[1].plot(*means(policy, lambda r: r["distinct_valid_equations"] / r["gold_steps"]), **style)
-    mastery = means(policies[0], lambda r: r["mastery"]) if policies else ([], [])
-    axes[1].plot(*mastery, color="black", linestyle="--", marker="x", label="mastery, P(known)")
+        plot(axes[0], policy, lambda r: r["fidelity"], number, policy)
+        plot(axes[1], policy, lambda r: r["distinct_valid_equations"] / r["gold_steps"], number, policy)
+    if policies:
+        plot(axes[1], policies[0], lambda r: r["mastery"], len(policies), "mastery, P(known)")
     counts = [
         sum(r["chapter"] == chapter and r["policy"] == policies[0] for r in rows) for chapter in chapters
     ]
