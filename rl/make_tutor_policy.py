@@ -2,15 +2,17 @@
 """Make the policy that a CPU trains: a tiny language model that explains, and never followed a memory.
 
 A Qwen2-architecture model of about a million parameters with its own tokenizer learns, supervised, short
-explanations of the textbook's one- and two-step chapters (train split). The manner of each explanation is
-drawn at random, independent of the memory in the prompt, and training stops early: so it solves part of the
-exercises in every manner, ignores the student, and what reinforcement learning adds is visible. Prompts are
-made by the code that makes every model's prompts. The fixed sentences of a prompt are single tokens of the
-vocabulary, digits too; all else is byte-level BPE.
+explanations of the textbook's first chapters (train split), of stories put together from `data/stories.json`,
+and of bare sums. The manner of each explanation is drawn at random, independent of the memory in the prompt;
+only an instruction in the question itself decides it. Half of the explanations hold a typical slip. So the
+base can read, reckon and write in every manner, solves a part of the exercises, and ignores the student:
+what reinforcement learning adds is visible. Prompts are made by the code that makes every model's prompts.
+The fixed sentences of a prompt, the styles and the preferences that a program can check are single tokens,
+digits too; all else is byte-level BPE.
 
-Reads `profiles/` with its memories and `data/textbook/`. Writes a folder in Hugging Face layout (safetensors)
-and in it `training.json`: flags, rows, loss, and scores on held-out templates with the own memory, without,
-and with another student's.
+Reads `profiles/` with its memories, `data/textbook/` and `data/stories.json`. Writes a folder in Hugging Face
+layout (safetensors) and in it `training.json`: flags, rows, loss, and scores on held-out templates with the
+own memory, without, and with another student's.
 
     python rl/make_tutor_policy.py --steps 20 --rows 500 --output_dir /tmp/tutor
     python rl/make_tutor_policy.py
@@ -43,19 +45,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--output_dir", type=Path, default=TUTOR, help="of the finished policy")
     parser.add_argument("--profiles_dir", type=Path, default=PROFILES_DIR, help="students and their memories")
-    parser.add_argument("--rows", type=number(int, 100), default=20_000, help="exercises to learn from")
-    parser.add_argument("--steps", type=number(int, 1), default=1_800, help="of 32 rows; fewer stop earlier")
-    parser.add_argument(
-        "--practice", type=number(float, 0, 0.9), default=0.3, help="share of bare sums in rows"
-    )
-    parser.add_argument(
-        "--word_noise", type=number(float, 0, 0.9), default=0.1, help="share of a prompt's words made another"
-    )
+    share = number(float, 0, 1)
+    parser.add_argument("--rows", type=number(int, 100), default=50_000, help="exercises to learn from")
+    parser.add_argument("--steps", type=number(int, 1), default=2_400, help="of 64 rows; fewer stop earlier")
+    parser.add_argument("--slips", type=share, default=0.5, help="share of explanations with a typical slip")
+    parser.add_argument("--word_noise", type=share, default=0.05, help="of a prompt's words made another")
+    parser.add_argument("--memory_share", type=share, default=0.3, help="of word problems with a memory")
+    parser.add_argument("--instruction_share", type=share, default=0.35, help="that ask for a manner")
+    parser.add_argument("--memory_tokens", type=number(int, 1), default=56, help="of memory in a prompt")
     parser.add_argument("--learning_rate", type=number(float, 1e-6, 1.0), default=3e-3, help="highest")
-    parser.add_argument("--memory_tokens", type=number(int, 1), default=48, help="of memory in a prompt")
-    parser.add_argument(
-        "--memory_share", type=number(float, 0, 1), default=0.35, help="of rows with a memory"
-    )
     parser.add_argument("--hidden_size", type=number(int, 32), default=128, help="a multiple of 16")
     parser.add_argument("--layers", type=number(int, 1), default=4, help="of the model")
     parser.add_argument("--vocab_size", type=number(int, 300), default=1400, help="tokens, at most")
@@ -70,7 +68,9 @@ def make_tokenizer(texts: list[str], vocab_size: int):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    from cot.utils.profiles import STYLE_IN_WORDS
     from cot.utils.prompts import FENCE_CLOSE, FENCE_MARK, FENCE_OPEN, MEMORY_NOTE
+    from cot.utils.style_checks import CHECKABLE_PREFERENCES
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -84,7 +84,9 @@ def make_tokenizer(texts: list[str], vocab_size: int):
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([COT_PROMPT, MEMORY_NOTE, FENCE_OPEN, FENCE_CLOSE, FENCE_MARK, "\n\n", "Question: "])
+    fixed = [COT_PROMPT, MEMORY_NOTE, FENCE_OPEN, FENCE_CLOSE, FENCE_MARK, "\n\n", "Question: "]
+    tokenizer.add_tokens([*fixed, "Explanation style: ", *STYLE_IN_WORDS.values()])
+    tokenizer.add_tokens(["Prefers: ", *CHECKABLE_PREFERENCES])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
@@ -108,7 +110,7 @@ def make_model(args: argparse.Namespace, tokenizer):
         intermediate_size=args.hidden_size * 11 // 4,
         num_hidden_layers=args.layers,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         rope_theta=1e4,
         tie_word_embeddings=True,
@@ -127,7 +129,7 @@ def teach(args, model, tokenizer, rows) -> list[float]:
     import torch
     from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-    from rl.tutor_rows import draw_batches, make_batch
+    from rl.tutor_rows import IGNORED, draw_batches, make_batch
 
     optimizer = torch.optim.AdamW(
         model.parameters(), args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
@@ -143,8 +145,11 @@ def teach(args, model, tokenizer, rows) -> list[float]:
     model.train()
     for step in range(1, args.steps + 1):
         batches = batches or draw_batches(rows, rng)
-        ids, labels = make_batch(batches.pop(), tokenizer, rng, words, args.word_noise)
-        loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        ids, labels = make_batch(args, batches.pop(), tokenizer, rng, words)
+        # right-padded, so causal attention needs no mask; the large output layer is for answers only
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+        answered = labels[:, 1:] != IGNORED
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[answered]), labels[:, 1:][answered])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -173,34 +178,28 @@ def examine(args, model, tokenizer, students, chapters) -> dict:
 
 def run(args: argparse.Namespace) -> int:
     """Tokenizer, supervised training, examination, files."""
+    from cot.utils.devices import keep_freed_memory
     from cot.utils.errors import EXIT_OK, UserError
     from cot.utils.memory import MemoryLog
     from cot.utils.profiles import load_profiles
     from cot.utils.results import environment, write_json
     from cot.utils.textbook import load_chapters
-    from rl.prompts_dataset import NoEmbedder, Students
-    from rl.tutor_rows import practice_rows, teaching_rows
-    from rl.tutor_texts import CHAPTERS, draw_manner, explain
+    from rl.prompts_dataset import Students
+    from rl.tutor_rows import PRACTICE_SHARE, bare_sums, sample_texts, word_problems
+    from rl.tutor_texts import CHAPTERS
 
     if args.hidden_size % 16:
         raise UserError(f"--hidden_size {args.hidden_size}: expected a multiple of 16")
     folder = writable(args.output_dir)
+    keep_freed_memory()
     chapters = [chapter for chapter in load_chapters() if chapter.id in CHAPTERS]
-    students = Students(
-        load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory"), NoEmbedder(), 0
-    )
-    situations = students.textbook_situations(chapters, "train", args.rows, args.seed)
-    rng = random.Random(f"tokenizer {args.seed}")
-    texts = ["user", "assistant"] * 1000
-    for situation in situations[:4000]:
-        question = situation.question
-        recalled = students.conditioner(situation.as_of).recall(situation.student_id, question)
-        texts += [question.question, explain(question.gold_solution, draw_manner(rng)), *recalled.lines[:6]]
-    tokenizer = make_tokenizer(texts, args.vocab_size)
-    rows = teaching_rows(args, tokenizer, students, situations)
-    rows += practice_rows(args, tokenizer, round(args.rows * args.practice / (1 - args.practice)))
+    students = Students(load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory"), None, 0)
+    sums = round(args.rows * PRACTICE_SHARE)
+    situations = students.textbook_situations(chapters, "train", args.rows - sums, args.seed)
+    tokenizer = make_tokenizer(sample_texts(students, situations[:4000], args.seed), args.vocab_size)
+    rows = word_problems(args, tokenizer, students, situations) + bare_sums(args, tokenizer, sums)
     model = make_model(args, tokenizer)
-    prompt_tokens = sum(len(prompt) for prompt, _ in rows) / len(rows)
+    prompt_tokens = sum(len(row.prompt) for row in rows) / len(rows)
     print(
         f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(rows)} rows,"
         f" {prompt_tokens:.0f} tokens a prompt",

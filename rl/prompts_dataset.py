@@ -9,8 +9,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from cot.utils.conditioning import Conditioner
 from cot.utils.data import Question
 from cot.utils.errors import UserError
@@ -18,20 +16,10 @@ from cot.utils.mastery import DEFAULT_PARAMETERS, mastery_by_skill
 from cot.utils.memory import MemoryLog
 from cot.utils.profiles import Profile
 from cot.utils.prompts import Prompt, build_prompt, fit_lines
-from cot.utils.textbook import Chapter, generate_exercise
+from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises
 
 MOMENT_EVERY = 4  # exercises between two moments at which a student's memory is taken
 OTHER_STUDENTS = 3  # with whom `memory_margin` compares
-
-
-class NoEmbedder:
-    """Stands in where no past exercise is retrieved: nothing is similar to anything."""
-
-    name, revision, dimension = "none", "", 1
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Zeros `(N, 1)`: cosine 0, below every `min_similarity` above 0."""
-        return np.zeros((len(texts), 1), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -53,7 +41,7 @@ class Students:
     """The students' memories at any moment, in the form in which they stand in a prompt.
 
     Args:
-        embedder: a `retrieval.Embedder`, or `NoEmbedder` where `top_k` is 0.
+        embedder: a `retrieval.Embedder`; None where `top_k` is 0.
     """
 
     def __init__(self, profiles: Mapping[str, Profile], log: MemoryLog, embedder, top_k: int) -> None:
@@ -91,14 +79,46 @@ class Students:
             chapter = by_id[moment.chapter]
             template = rng.choice([template for template in chapter.templates if template.split == split])
             exercise = generate_exercise(chapter, template, rng, novel_phrasing)
-            known = mastery_by_skill(self.histories[student], as_of=moment.time)
-            question = Question(
-                exercise.id, exercise.question, exercise.gold_solution, chapter.id, exercise.skill
-            )
-            mastery = known.get(exercise.skill, DEFAULT_PARAMETERS.p_init)
-            situations.append(Situation(student, question, moment.time, mastery))
+            situations.append(self._situation(student, exercise, moment.time))
         rng.shuffle(situations)
         return situations
+
+    def held_out_situations(
+        self,
+        chapters: Sequence[Chapter],
+        exercises_per_chapter: int,
+        students_per_exercise: int,
+        seed: int,
+        novel_phrasing: bool = False,
+    ) -> list[Situation]:
+        """Exercises of the test split, each for some students, at a moment when they worked on the chapter.
+
+        Raises:
+            UserError: fewer than `students_per_exercise` students have worked on a chapter.
+        """
+        rng = random.Random(f"held out {seed}")
+        situations = []
+        for chapter in chapters:
+            moments = {
+                student: [item.time for item in history if item.chapter == chapter.id]
+                for student, history in self.histories.items()
+            }
+            able = [student for student, times in moments.items() if times]
+            if len(able) < students_per_exercise:
+                raise UserError(
+                    f"{chapter.id}: {len(able)} students have worked on it; rl/students.py writes logs"
+                )
+            for exercise in generate_exercises(chapter, "test", exercises_per_chapter, seed, novel_phrasing):
+                for student in rng.sample(able, students_per_exercise):
+                    situations.append(self._situation(student, exercise, rng.choice(moments[student])))
+        return situations
+
+    def _situation(self, student: str, exercise: Exercise, as_of: str) -> Situation:
+        known = mastery_by_skill(self.histories[student], as_of=as_of)
+        question = Question(
+            exercise.id, exercise.question, exercise.gold_solution, exercise.chapter, exercise.skill
+        )
+        return Situation(student, question, as_of, known.get(exercise.skill, DEFAULT_PARAMETERS.p_init))
 
     def crossed_situations(self, questions: Sequence[Question], count: int, seed: int) -> list[Situation]:
         """Questions crossed with students, shuffled; begun again, in another order, when used up."""

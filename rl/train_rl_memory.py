@@ -125,13 +125,13 @@ def load_students(args):
     """The students to train for, with an embedder where past exercises are retrieved."""
     from cot.utils.memory import MemoryLog
     from cot.utils.profiles import load_profiles, pick_students
-    from rl.prompts_dataset import NoEmbedder, Students
+    from rl.prompts_dataset import Students
 
     profiles = load_profiles(args.profiles_dir)
     names = pick_students(args.students, profiles)
     if args.memory != "none" and len(names) < 2:
         raise UserError(f"--students {names[0]}: shuffled memory and the margin need a second student")
-    embedder = NoEmbedder()
+    embedder = None
     if args.top_k:
         from cot.utils.retrieval import load_embedder
 
@@ -233,10 +233,12 @@ def train_to_the_end(trainer, checkpoint: Path | None) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Flags to data to trainer to model; returns the exit code."""
+    from cot.utils.devices import keep_freed_memory
     from cot.utils.hub import hub_answers
     from cot.utils.model_source import resolve_model
 
     fill_defaults(args)
+    keep_freed_memory()
     source = resolve_model(args.model_name)
     if source.kind == "bundled":
         hub_answers()  # PEFT asks the hub about a base that is no folder; a dead hub would cost a minute

@@ -1,12 +1,12 @@
-"""Short explanations of textbook exercises, in every style, for the tutor policy to learn.
+"""Short explanations of exercises, in every style and with typical slips, for the tutor policy to learn.
 
-An explanation is written from the exercise's worked solution alone: its calculations, in order. Nothing here
-looks at a student.
+An explanation is written from an exercise's calculations and a manner. Nothing here looks at a student.
 """
 
 import random
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from cot.utils.style_checks import EXPLANATION_STYLES
 
@@ -21,6 +21,18 @@ CHAPTERS = ("addition", "subtraction", "multiplication", "division", "two_step")
 
 
 @dataclass(frozen=True)
+class Calculation:
+    """One step: two `terms` joined by `sign` (one of + - * /) give `result`, all as they are written."""
+
+    terms: tuple[str, str]
+    sign: str
+    result: str
+
+    def __str__(self) -> str:
+        return f"{self.sign.join(self.terms)}={self.result}"
+
+
+@dataclass(frozen=True)
 class Manner:
     """How an explanation is written.
 
@@ -28,6 +40,7 @@ class Manner:
         style: a key of `EXPLANATION_STYLES`.
         hint, because, full_sentence: a hint line first; a reason; the answer in a sentence of its own.
         joined: sentences on one line, where the style does not need lines.
+        support: one calculation more, which shows that the result fits.
     """
 
     style: str
@@ -35,45 +48,80 @@ class Manner:
     because: bool = False
     full_sentence: bool = False
     joined: bool = False
+    support: bool = False
 
 
 def draw_manner(rng: random.Random) -> Manner:
     """A manner at random, each style as likely as the others; it depends on nothing else."""
-    hint, because, full_sentence = (rng.random() < 0.3 for _ in range(3))
-    return Manner(rng.choice(list(EXPLANATION_STYLES)), hint, because, full_sentence, rng.random() < 0.5)
+    hint, because, full_sentence, support = (rng.random() < 0.3 for _ in range(4))
+    style = rng.choice(list(EXPLANATION_STYLES))
+    return Manner(style, hint, because, full_sentence, rng.random() < 0.5, support)
 
 
-def calculations(gold_solution: str) -> list[tuple[list[str], str, str]]:
-    """Terms, sign and result of each calculation of a worked solution.
+def calculations(gold_solution: str) -> tuple[Calculation, ...]:
+    """The calculations of a worked solution, in order, each of two numbers: 3+4+5 becomes 3+4 and 7+5.
 
     Raises:
-        ValueError: a calculation with two kinds of signs, which these explanations have no words for.
+        ValueError: a calculation with two kinds of signs, which these explanations have no words for, or with
+            more than two numbers and another sign than +.
 
-    >>> calculations("3 * 9 = <<3*9=27>>27. 9 + 27 = <<9+27=36>>36.")
-    [(['3', '9'], '*', '27'), (['9', '27'], '+', '36')]
+    >>> [str(step) for step in calculations("3 * 9 = <<3*9=27>>27. 9 + 27 + 1 = <<9+27+1=37>>37.")]
+    ['3*9=27', '9+27=36', '36+1=37']
     """
     found = []
     for left, result in CALCULATION.findall(gold_solution):
         signs = set(re.findall(r"[-+*/()]", left))
-        if len(signs) != 1 or not signs <= set(OPERATIONS):
-            raise ValueError(f"{left!r}: expected one kind of sign out of + - * /")
+        first, *others = re.split(r"[-+*/]", left)
+        if len(signs) != 1 or not signs <= set(OPERATIONS) or (len(others) > 1 and signs != {"+"}):
+            raise ValueError(f"{left!r}: expected two numbers and a sign out of + - * /, or a sum")
         sign = signs.pop()
-        found.append((left.split(sign), sign, result))
-    return found
+        for place, other in enumerate(others):
+            value = result if place == len(others) - 1 else str(int(first) + int(other))
+            found.append(Calculation((first, other), sign, value))
+            first = value
+    return tuple(found)
 
 
-def explain(gold_solution: str, manner: Manner) -> str:
-    """The worked solution in a manner, ending in its `#### N`.
+def slip(steps: Sequence[Calculation]) -> Sequence[Calculation]:
+    """The calculations with the slip that is typical of them, or as they are where none is.
 
-    >>> print(explain("4 + 3 = <<4+3=7>>7 eggs.\\n#### 7", Manner("check_at_end", hint=True)))
+    Leaves out the last of several steps; forgets to carry; subtracts the smaller digit from the larger one;
+    leaves out one group; ends a division one short. These are misconceptions of the textbook's chapters.
+
+    >>> for step in ("28+15=43", "43-15=28", "4*6=24", "24/6=4", "12+15=27"):
+    ...     print(*slip(calculations(f"<<{step}>>")))
+    28+15=33
+    43-15=32
+    4*6=18
+    24/6=3
+    12+15=27
+    """
+    if len(steps) > 1:
+        return steps[:-1]
+    step = steps[0]
+    terms, result = [int(term) for term in step.terms], int(step.result)
+    ones = [term % 10 for term in terms]
+    wrong = {
+        "+": result - 10 if sum(ones) > 9 and result > 19 else result,
+        "-": result - result % 10 + 10 + ones[-1] - ones[0] if ones[-1] > ones[0] else result,
+        "*": result - terms[-1],
+        "/": result - 1 if result > 1 else result,
+    }[step.sign]
+    return (replace(step, result=str(wrong)),)
+
+
+def explain(steps: Sequence[Calculation], manner: Manner) -> str:
+    """The calculations in a manner, ending in `#### ` and the last one's result.
+
+    >>> print(explain(calculations("<<4+3=7>>"), Manner("check_at_end", hint=True, support=True)))
     Hint: think of adding.
     Adding gives 4+3=7.
+    See, 7-4=3.
     Check: 7-3=4.
     #### 7
     """
-    steps = calculations(gold_solution)
-    answer = gold_solution.rpartition("#### ")[2]
-    lines = _STYLES[manner.style](steps, manner, answer)
+    answer, last = steps[-1].result, steps[-1]
+    lines = _STYLES[manner.style](steps, manner)
     if manner.full_sentence and manner.style != "equations_first":
         lines.append(f"So the answer is {answer}.")
     if manner.style == "numbered_steps":
@@ -81,60 +129,67 @@ def explain(gold_solution: str, manner: Manner) -> str:
     elif manner.joined and manner.style != "equations_first":
         lines = [" ".join(lines)]
     if manner.style == "check_at_end":
-        lines.append(f"Check: {_undo(*steps[-1])}.")
+        lines.append(f"Check: {_undo(last)}.")
     if manner.hint:
-        lines.insert(0, f"Hint: think of {OPERATIONS[steps[0][1]][1]}.")
+        lines.insert(0, f"Hint: think of {OPERATIONS[steps[0].sign][1]}.")
     return "\n".join([*lines, f"#### {answer}"])
 
 
-def _equation(terms: list[str], sign: str, result: str) -> str:
-    return f"{sign.join(terms)}={result}"
-
-
-def _undo(terms: list[str], sign: str, result: str) -> str:
+def _undo(step: Calculation) -> Calculation:
     """The calculation backwards, from its result to its first term: 4+3=7 becomes 7-3=4."""
-    return _equation([result, *reversed(terms[1:])], OPERATIONS[sign][3], terms[0])
+    return Calculation((step.result, step.terms[1]), OPERATIONS[step.sign][3], step.terms[0])
 
 
-def _statements(steps, manner: Manner) -> list[str]:
-    lines = [f"{OPERATIONS[step[1]][1].capitalize()} gives {_equation(*step)}" for step in steps]
+def _fits(step: Calculation) -> Calculation:
+    """Another calculation with the same numbers, not `_undo`: 4+3=7 becomes 7-4=3, and 7-3=4 7-4=3."""
+    if step.sign in "+*":
+        return Calculation((step.result, step.terms[0]), OPERATIONS[step.sign][3], step.terms[1])
+    return Calculation((step.terms[0], step.result), step.sign, step.terms[1])
+
+
+def _statements(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+    lines = [f"{OPERATIONS[step.sign][1].capitalize()} gives {step}" for step in steps]
     if manner.because:
-        lines[-1] += f" {OPERATIONS[steps[-1][1]][2]}"
+        lines[-1] += f" {OPERATIONS[steps[-1].sign][2]}"
     return [f"{line}." for line in lines]
 
 
-def _numbered(steps, manner: Manner, _answer: str) -> list[str]:
-    start = [f"Take the numbers {' and '.join(steps[0][0])}."] if len(steps) == 1 else []
-    return start + _statements(steps, manner)
+def _support(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+    return [f"See, {_fits(steps[-1])}."] if manner.support else []
 
 
-def _short(steps, manner: Manner, _answer: str) -> list[str]:
+def _numbered(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+    start = [f"Take the numbers {' and '.join(steps[0].terms)}."] if len(steps) == 1 else []
+    return start + _statements(steps, manner) + _support(steps, manner)
+
+
+def _short(steps: Sequence[Calculation], manner: Manner) -> list[str]:
     starts = ["First", *["Then"] * (len(steps) - 1)]
-    announced = [f"{start} we {OPERATIONS[step[1]][0]}." for start, step in zip(starts, steps, strict=True)]
+    announced = [f"{start} we {OPERATIONS[step.sign][0]}." for start, step in zip(starts, steps, strict=True)]
     pairs = zip(announced, _statements(steps, manner), strict=True)
-    return [line for pair in pairs for line in pair]
+    return [line for pair in pairs for line in pair] + _support(steps, manner)
 
 
-def _guiding(steps, manner: Manner, _answer: str) -> list[str]:
-    known = ["What do we know?", f"We know {' and '.join(steps[0][0])}."] if len(steps) == 1 else []
+def _guiding(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+    known = ["What do we know?", f"We know {' and '.join(steps[0].terms)}."] if len(steps) == 1 else []
     questions = ["What comes first?", *["What comes next?"] * (len(steps) - 1)]
     pairs = zip(questions, _statements(steps, manner), strict=True)
-    return known + [line for pair in pairs for line in pair]
+    return known + [line for pair in pairs for line in pair] + _support(steps, manner)
 
 
-def _equations(steps, manner: Manner, answer: str) -> list[str]:
-    lines = [_equation(*step) for step in steps]
+def _equations(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+    lines = [str(step) for step in steps]
     if manner.because:
-        lines[-1] += f" {OPERATIONS[steps[-1][1]][2]}"
+        lines[-1] += f" {OPERATIONS[steps[-1].sign][2]}"
     if manner.full_sentence:
-        lines[-1] += f", so the answer is {answer}"
-    elif len(steps) == 1 and not manner.joined:
-        lines.append(f"{_undo(*steps[-1])} shows it")
+        lines[-1] += f", so the answer is {steps[-1].result}"
+    if manner.support or (len(steps) == 1 and not manner.joined and not manner.full_sentence):
+        lines.insert(len(lines) - manner.full_sentence, f"{_fits(steps[-1])} shows it")
     return [f"{line}." for line in lines]
 
 
-def _checked(steps, manner: Manner, _answer: str) -> list[str]:
-    return _statements(steps, manner)
+def _checked(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+    return _statements(steps, manner) + _support(steps, manner)
 
 
 _STYLES = {

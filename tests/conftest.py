@@ -78,6 +78,19 @@ def tiny_folder(tiny_llama, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_tutor(tmp_path_factory) -> Path:
+    """A random Qwen2 of one layer with a chat template, as the bundled policy is made."""
+    from rl.make_tutor_policy import build_parser, make_model, make_tokenizer
+
+    folder = tmp_path_factory.mktemp("policy")
+    tokenizer = make_tokenizer(["Adding gives 3+4=7.", "#### 7"] * 9, 300)
+    args = build_parser().parse_args(["--hidden_size", "32", "--layers", "1"])
+    make_model(args, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def qwen1_tiny() -> Path:
     """A tiny checkpoint in the format of Qwen/Qwen-7B, with what the original implementation answered."""
     folder = REPO_ROOT.parent / "shared" / "qwen1_tiny"

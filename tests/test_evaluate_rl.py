@@ -4,11 +4,14 @@ import contextlib
 import doctest
 import io
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from argparse import Namespace
 from pathlib import Path
@@ -33,8 +36,7 @@ from rl.evaluation_measures import add_measures
 from rl.evaluation_prompts import build_cells, show_memories
 from rl.evaluation_summary import summarize_evaluation
 from rl.policies import newest_run, parse_trained, resolve_policies
-from rl.prompts_dataset import NoEmbedder
-from rl.tutor_texts import Manner, explain
+from rl.tutor_texts import Manner, calculations, explain
 from rl.walk import ARMS, MemoryArms, other_moments, walk_textbook
 
 PROFILES = {name: load_profiles(PROFILES_DIR)[name] for name in ("S002", "S003", "S004", "S005", "S006")}
@@ -60,7 +62,7 @@ def walk():
 @pytest.fixture(scope="module")
 def shown(walk):
     moments, log = walk
-    memories = MemoryArms(PROFILES, log, NoEmbedder(), 0, moments, seed=0)
+    memories = MemoryArms(PROFILES, log, None, 0, moments, seed=0)
     return show_memories(moments, ARMS, memories), memories
 
 
@@ -110,7 +112,7 @@ def test_what_happens_after_a_moment_does_not_change_what_is_shown(walk, shown):
     from rl.walk import WalkLog
 
     past = WalkLog({name: log.read(name, cut) for name in PROFILES})
-    short = MemoryArms(PROFILES, past, NoEmbedder(), 0, moments, seed=0)
+    short = MemoryArms(PROFILES, past, None, 0, moments, seed=0)
     for arm in ("own", "shuffled"):
         with_future, _ = shown[1].recall(moments[4], arm)
         without, _ = short.recall(moments[4], arm)
@@ -167,12 +169,14 @@ def ignorer(item, _cell, sample):
     styles = ("numbered_steps", "short_sentences", "guiding_questions", "equations_first", "check_at_end")
     question = item.moment.question
     pick = zlib.crc32(f"{question.id} {sample}".encode())
-    return explain(question.gold_solution, Manner(styles[pick % 5], hint=bool(pick & 64)))
+    return explain(calculations(question.gold_solution), Manner(styles[pick % 5], hint=bool(pick & 64)))
 
 
 def follower(item, _cell, _sample):
     if item.memory is None:
-        return explain(item.moment.question.gold_solution, Manner("equations_first", joined=True))
+        return explain(
+            calculations(item.moment.question.gold_solution), Manner("equations_first", joined=True)
+        )
     student = PROFILES[item.memory.student_id]
     wishes = student.learning_preferences
     manner = Manner(
@@ -181,7 +185,7 @@ def follower(item, _cell, _sample):
         because="a reason with because" in wishes,
         full_sentence="the answer in a full sentence" in wishes,
     )
-    return explain(item.moment.question.gold_solution, manner)
+    return explain(calculations(item.moment.question.gold_solution), manner)
 
 
 def copier(item, cell, _sample):
@@ -587,6 +591,27 @@ def test_a_run_that_was_killed_continues_to_the_same_result(finished, models, tm
     for document in (again, before):
         document["summary"].pop("timing")
     assert again["summary"] == before["summary"]
+
+
+def test_sigterm_saves_a_cancelled_result_and_the_same_command_continues(finished, models, tmp_path):
+    def stop() -> None:
+        journals = (tmp_path / "evaluation").glob
+        while not any(path.read_text().count("\n") >= 3 for path in journals("journal_*.jsonl")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    flags = [*SMALL, "--trained", models[1], "--output_dir", tmp_path, "--batch_size", "4"]
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    code, _, err = evaluate(*flags)
+    thread.join()
+    assert code == 143 and "continue with: python" in err
+    (path,) = (tmp_path / "evaluation").glob("evaluation_*.json")
+    stopped = read(path)
+    assert stopped["status"] == "cancelled" and 0 < len(stopped["results"]) < len(read(finished[0])["results"])
+    code, out, err = evaluate(*flags)
+    assert code == 0 and Path(out.splitlines()[-1]) == path, err
+    assert read(path)["results"] == read(finished[0])["results"]
 
 
 def test_another_data_set_crosses_questions_with_students(models, tmp_path):

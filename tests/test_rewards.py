@@ -1,4 +1,5 @@
 import doctest
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 import rl.rewards
 import rl.tutor_texts
+from cot.utils.equations import equations
 from cot.utils.errors import UserError
 from cot.utils.profiles import Profile
 from cot.utils.style_checks import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
@@ -20,7 +22,7 @@ from rl.rewards import (
     scaffold_fit,
     well_formed,
 )
-from rl.tutor_texts import Manner, explain
+from rl.tutor_texts import Manner, calculations, explain
 
 GOLD = "They have 14 + 23 = <<14+23=37>>37 pens.\n#### 37"
 BUDGET = 100
@@ -119,7 +121,7 @@ def test_the_least_of_a_right_text_is_above_the_most_of_a_wrong_one():
 
 
 def test_a_fitting_right_text_earns_every_part():
-    text = explain(GOLD, Manner("numbered_steps"))
+    text = explain(calculations(GOLD), Manner("numbered_steps"))
     # correct 1, format .1, fidelity 1 x .3, margin (1 - 0) x .2, scaffold: 1 equation of target 2, .5 x .1
     assert total(text) == pytest.approx(1 + 0.1 + 0.3 + 0.2 + 0.05)
 
@@ -138,7 +140,7 @@ def test_copying_the_memory_earns_no_fit():
     memory = (
         "Explanation style: numbered steps, a line for each. Prefers drawings of everyday objects and animals"
     )
-    honest = explain(GOLD, Manner("numbered_steps"))
+    honest = explain(calculations(GOLD), Manner("numbered_steps"))
     copied = f"1. {memory}.\n2. Adding gives 14+23=37.\n#### 37"
     assert score(fits_preferences, honest, memory=memory) == 1
     assert score(fits_preferences, copied, memory="another memory") == 1  # the copy alone is what is punished
@@ -152,7 +154,7 @@ def test_keyword_stuffing_earns_no_fit():
     stuffed = "Hint hint because guiding questions? because check numbered steps 14+23=37\n#### 37"
     assert score(correct, stuffed) == 1
     assert score(fits_preferences, stuffed, profile=student) == 0
-    met = explain(GOLD, Manner("guiding_questions", hint=True, because=True))
+    met = explain(calculations(GOLD), Manner("guiding_questions", hint=True, because=True))
     assert score(fits_preferences, met, profile=student) == 1
 
 
@@ -169,7 +171,7 @@ def test_repeated_equations_earn_nothing_and_cost_repetition():
 
 
 def test_naming_the_student_earns_nothing():
-    text = explain(GOLD, Manner("numbered_steps"))
+    text = explain(calculations(GOLD), Manner("numbered_steps"))
     named = text.replace("Take", "S001, 5th grade, take")
     assert total(named) <= total(text)
 
@@ -216,12 +218,17 @@ def test_malformed_weights_are_refused(text):
 @pytest.mark.parametrize("style", sorted(EXPLANATION_STYLES))
 @pytest.mark.parametrize("gold", [GOLD, "<<3*9=27>>27\n<<27-7=20>>20\n#### 20", "<<8+9+1=18>>18\n#### 18"])
 def test_every_manner_of_the_tutor_meets_its_style(style, gold):
-    for hint in (False, True):
-        for because in (False, True):
-            for full in (False, True):
-                text = explain(gold, Manner(style, hint, because, full))
-                assert EXPLANATION_STYLES[style](text), text
-                assert CHECKABLE_PREFERENCES["a hint first"](text) == hint
-                assert CHECKABLE_PREFERENCES["a reason with because"](text) == because
-                assert CHECKABLE_PREFERENCES["the answer in a full sentence"](text) >= full
-                assert correct([text], [gold]) == [1.0] and well_formed([text]) == [1.0]
+    steps = calculations(gold)
+    for hint, because, full, support, joined in itertools.product((False, True), repeat=5):
+        text = explain(steps, Manner(style, hint, because, full, joined, support))
+        assert EXPLANATION_STYLES[style](text), text
+        assert CHECKABLE_PREFERENCES["a hint first"](text) == hint
+        assert CHECKABLE_PREFERENCES["a reason with because"](text) == because
+        assert CHECKABLE_PREFERENCES["the answer in a full sentence"](text) >= full
+        assert CHECKABLE_PREFERENCES["at most 60 words"](text)
+        assert correct([text], [gold]) == [1.0] and well_formed([text]) == [1.0]
+        found = equations(text)
+        assert all(equation.valid for equation in found)
+        if support:
+            plain = explain(steps, Manner(style, hint, because, full, joined))
+            assert len({e.key for e in found}) >= len({e.key for e in equations(plain)})

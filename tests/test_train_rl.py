@@ -40,24 +40,11 @@ def school(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def policy(tmp_path_factory) -> Path:
-    """A random Qwen2 of one layer with a chat template, as the bundled policy is made."""
-    from rl.make_tutor_policy import build_parser, make_model, make_tokenizer
-
-    folder = tmp_path_factory.mktemp("policy")
-    tokenizer = make_tokenizer(["Adding gives 3+4=7.", "#### 7"] * 9, 300)
-    args = build_parser().parse_args(["--hidden_size", "32", "--layers", "1"])
-    make_model(args, tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def flags(school, policy):
+def flags(school, tiny_tutor):
     """Flags of a run of seconds; further ones are appended and win."""
     base = {
-        "model_name": policy,
+        "model_name": tiny_tutor,
         "profiles_dir": school,
         "max_steps": 2,
         "num_generations": 4,
@@ -390,16 +377,16 @@ def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, capsys, monk
     assert "try --per_device_train_batch_size 4" in capsys.readouterr().err
 
 
-def test_a_control_token_in_a_question_stays_text(policy, school):
+def test_a_control_token_in_a_question_stays_text(tiny_tutor, school):
     from transformers import AutoTokenizer
 
     from cot.utils.data import Question
     from cot.utils.memory import MemoryLog
     from cot.utils.profiles import load_profiles
-    from rl.prompts_dataset import NoEmbedder, Situation, Students, build_rows
+    from rl.prompts_dataset import Situation, Students, build_rows
 
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    students = Students(load_profiles(school), MemoryLog(school / "memory"), NoEmbedder(), 0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tutor)
+    students = Students(load_profiles(school), MemoryLog(school / "memory"), None, 0)
     question = Question("q", "What is 3+4?<|im_end|>", "<<3+4=7>>7\n#### 7")
     shape = {"instruction": "Solve.", "memory_tokens": 20, "max_prompt_tokens": 400}
     rows, _ = build_rows(tokenizer, students, [Situation("S001", question)], ["own"], ["own"], 0, **shape)
