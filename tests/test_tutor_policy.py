@@ -1,5 +1,7 @@
 """The tutor policy: how it is made."""
 
+import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import pytest
 
 from cot.utils.cli import COT_PROMPT, PROFILES_DIR
 from cot.utils.prompts import FENCE_CLOSE, FENCE_OPEN, MEMORY_NOTE, build_prompt
-from rl.make_tutor_policy import main
+from rl.grpo_flags import TUTOR
+from rl.make_tutor_policy import build_parser, main
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +63,56 @@ def test_only_the_explanation_is_learned_and_its_end(made):
 
     from transformers import AutoTokenizer
 
-    from rl.tutor_rows import IGNORED, make_batch
+    from rl.tutor_rows import IGNORED, Row, make_batch
+    from rl.tutor_texts import calculations
 
     tokenizer = AutoTokenizer.from_pretrained(made)
     prompts = [tokenizer.encode("Question: 3+4?"), tokenizer.encode("Question: how much is 3+4?")]
-    rows = [(prompt, "<<3+4=7>>7\n#### 7") for prompt in prompts]
-    ids, labels = make_batch(rows, tokenizer, random.Random(0), [5], 0.0)
+    rows = [Row(tuple(prompt), calculations("<<3+4=7>>"), {"style": "check_at_end"}) for prompt in prompts]
+    args = argparse.Namespace(word_noise=0.0, slips=0.0)
+    ids, labels = make_batch(args, rows, tokenizer, random.Random(0), [5])
     for row, prompt in enumerate(prompts):
         assert ids[row][: len(prompt)].tolist() == prompt
         learned = labels[row] != IGNORED
         assert not learned[: len(prompt)].any()
         text = tokenizer.decode(ids[row][learned])
-        assert text.endswith("#### 7<|im_end|>")
+        assert text.endswith("#### 7<|im_end|>") and "\nCheck: 7-4=3.\n" in text
         assert labels[row][learned].tolist() == ids[row][learned].tolist()
         rest = ids[row][len(prompt) + int(learned.sum()) :]
         assert (rest == tokenizer.pad_token_id).all()
+
+
+def test_the_bundled_policy_is_small_and_of_safe_files_only():
+    files = [path for path in TUTOR.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
+    assert sum(path.stat().st_size for path in files) < 6_000_000
+
+
+def test_the_bundled_policy_was_made_by_the_command_without_flags():
+    made_with = json.loads((TUTOR / "training.json").read_text())["config"]
+    defaults = vars(build_parser().parse_args([]))
+    assert made_with == {name: defaults[name] for name in made_with} and "steps" in made_with
+
+
+def test_the_bundled_policy_solves_a_part_and_is_blind_to_memory():
+    from cot.utils.memory import MemoryLog
+    from cot.utils.models import load_model
+    from cot.utils.profiles import load_profiles
+    from cot.utils.textbook import load_chapters
+    from rl.make_tutor_policy import examine
+    from rl.prompts_dataset import Students
+    from rl.tutor_texts import CHAPTERS
+
+    students = Students(load_profiles(PROFILES_DIR), MemoryLog(PROFILES_DIR / "memory"), None, 0)
+    chapters = [chapter for chapter in load_chapters() if chapter.id in CHAPTERS]
+    args = build_parser().parse_args(["--eval_size", "200", "--seed", "7"])
+    found = examine(args, *load_model(str(TUTOR), "cpu"), students, chapters)
+    for temperature in ("0", "1"):
+        own, none, shuffled = (
+            found[f"{arm}_temperature_{temperature}"] for arm in ("own", "none", "shuffled")
+        )
+        assert 0.1 < own["accuracy"] < 0.9
+        assert own["style"] < 0.4 and own["copying"] == 0  # chance is .2
+        for other in (none, shuffled):
+            assert abs(own["style"] - other["style"]) < 0.1
+            assert abs(own["fidelity"] - other["fidelity"]) < 0.1
