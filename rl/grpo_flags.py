@@ -49,10 +49,10 @@ DEFAULTS = {
         "per_device_train_batch_size": 64,
         "learning_rate": 3e-4,
         "beta": 0.04,
-        "max_steps": 130,
+        "max_steps": 240,
         "max_completion_length": 96,
         "max_prompt_length": 512,
-        "memory_tokens": 56,
+        "memory_tokens": 48,
         "top_k": 0,
         "use_peft": False,
     },
@@ -189,16 +189,30 @@ def split_batch(prompts: int, generations: int, per_device: int, processes: int)
     return size, share // size
 
 
+def find_tutor(model_name: str) -> str:
+    """The folder of the bundled policy for `tutor`; any other name as it is.
+
+    Raises:
+        UserError: the folder is gone.
+    """
+    if model_name != "tutor":
+        return model_name
+    if not (TUTOR / "config.json").is_file():
+        raise UserError(f"--model_name tutor: {TUTOR} is gone: python rl/make_tutor_policy.py makes it here")
+    return str(TUTOR)
+
+
 def fill_defaults(args: argparse.Namespace) -> None:
     """Sets what the user left open to what suits this machine."""
     if args.device_kind == "auto":
         import torch
 
         args.device_kind = "gpu" if torch.cuda.is_available() else "cpu"
+    if not args.reward_weights:
+        from rl.rewards import DEFAULT_WEIGHTS, TUTOR_WEIGHTS
+
+        args.weights = dict(DEFAULT_WEIGHTS if args.device_kind == "gpu" else TUTOR_WEIGHTS)
     for name, value in DEFAULTS[args.device_kind].items():
         if getattr(args, name) in (None, "auto"):
             setattr(args, name, value)
-    if args.model_name == "tutor":
-        if not (TUTOR / "config.json").is_file():
-            raise UserError("--model_name tutor: not made yet: python rl/make_tutor_policy.py makes it here")
-        args.model_name = str(TUTOR)
+    args.model_name = find_tutor(args.model_name)

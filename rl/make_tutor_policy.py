@@ -4,9 +4,9 @@
 A Qwen2-architecture model of about a million parameters with its own tokenizer learns, supervised, short
 explanations of the textbook's first chapters (train split), of stories put together from `data/stories.json`,
 and of bare sums. The manner of each explanation is drawn at random, independent of the memory in the prompt;
-only an instruction in the question itself decides it. Half of the explanations hold a typical slip. So the
-base can read, reckon and write in every manner, solves a part of the exercises, and ignores the student:
-what reinforcement learning adds is visible. Prompts are made by the code that makes every model's prompts.
+only an instruction in the question itself decides it. Half of the explanations hold a slip. So the base can
+read, reckon and write in every manner, solves a part of the exercises, and ignores the student: what
+reinforcement learning adds is visible. Prompts are made by the code that makes every model's prompts.
 The fixed sentences of a prompt, the styles and the preferences that a program can check are single tokens,
 digits too; all else is byte-level BPE.
 
@@ -46,13 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, default=TUTOR, help="of the finished policy")
     parser.add_argument("--profiles_dir", type=Path, default=PROFILES_DIR, help="students and their memories")
     share = number(float, 0, 1)
-    parser.add_argument("--rows", type=number(int, 100), default=50_000, help="exercises to learn from")
-    parser.add_argument("--steps", type=number(int, 1), default=2_400, help="of 64 rows; fewer stop earlier")
+    parser.add_argument("--rows", type=number(int, 100), default=40_000, help="exercises to learn from")
+    parser.add_argument("--steps", type=number(int, 1), default=1_800, help="of 64 rows; fewer stop earlier")
     parser.add_argument("--slips", type=share, default=0.5, help="share of explanations with a typical slip")
     parser.add_argument("--word_noise", type=share, default=0.05, help="of a prompt's words made another")
     parser.add_argument("--memory_share", type=share, default=0.3, help="of word problems with a memory")
     parser.add_argument("--instruction_share", type=share, default=0.35, help="that ask for a manner")
-    parser.add_argument("--memory_tokens", type=number(int, 1), default=56, help="of memory in a prompt")
+    parser.add_argument("--memory_tokens", type=number(int, 1), default=48, help="of memory in a prompt")
     parser.add_argument("--learning_rate", type=number(float, 1e-6, 1.0), default=3e-3, help="highest")
     parser.add_argument("--hidden_size", type=number(int, 32), default=128, help="a multiple of 16")
     parser.add_argument("--layers", type=number(int, 1), default=4, help="of the model")

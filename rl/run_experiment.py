@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cot.utils.cli import DATA_DIR, PROFILES_DIR, OneLineParser, flags_of, number, run_script
 from cot.utils.cli import writable_dir as writable
 from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError
-from rl.grpo_flags import DEFAULTS, fill_defaults
+from rl.grpo_flags import DEFAULTS, find_tutor
 
 CORRECTNESS = "correct=1,format=0.1,overlong=1,repetition=0.2"
 ARMS = {  # flags of the training script
@@ -178,10 +178,7 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.results import document, environment, timestamp, write_json
 
     folder, started = writable(args.output_dir), timestamp()
-    defaults = argparse.Namespace(**dict.fromkeys(DEFAULTS["cpu"]), device_kind="cpu")
-    defaults.model_name = args.model_name
-    fill_defaults(defaults)
-    args.model_name = defaults.model_name
+    args.model_name = find_tutor(args.model_name)
     config = flags_of(args) | {"base_revision": resolve_model(args.model_name).revision}
     keep_config(folder / "settings.json", config)
     held_out = make_held_out(args)

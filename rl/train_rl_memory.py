@@ -27,7 +27,7 @@ from cot.utils.errors import EXIT_OK, EXIT_SIGNAL, EXIT_UNEXPECTED, UserError
 from rl.grpo_flags import DEFAULTS, fill_defaults, parse_grpo, parse_mix, read_config
 
 # What a checkpoint cannot be continued with when it differs.
-IDENTITY = ("dataset", "chapters", "students", "memory", "memory_mix", "reward_weights", "num_generations")
+IDENTITY = ("dataset", "chapters", "students", "memory", "memory_mix", "weights", "num_generations")
 IDENTITY += (
     "prompts_per_step",
     "max_completion_length",
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--memory_tokens", type=whole, help="tokens of memory in a prompt")
     add("--top_k", type=number(int, 0), help="past exercises retrieved into a prompt")
     add("--cot_prompt", default=COT_PROMPT, help="the instruction before the question")
-    add("--reward_weights", metavar="PART=W,…", help="weights of the parts; unset: those of rl/rewards.py")
+    add("--reward_weights", metavar="PART=W,…", help="weights of the parts; unset: by the machine")
     add("--num_generations", type=number(int, 2), help="completions of a group")
     add("--prompts_per_step", type=whole, help="groups in an optimizer step, over all devices")
     add("--per_device_train_batch_size", type=whole, help="completions at once on a device, at most")
@@ -109,9 +109,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if args.config:
             args = parser.parse_args([*read_config(args.config, parser), *argv])
         args.options = parse_grpo(args.grpo)
-        from rl.rewards import DEFAULT_WEIGHTS, parse_weights
+        if args.reward_weights:
+            from rl.rewards import parse_weights
 
-        args.weights = parse_weights(args.reward_weights) if args.reward_weights else dict(DEFAULT_WEIGHTS)
+            args.weights = parse_weights(args.reward_weights)
         if args.resume not in ("auto", "never") and not Path(args.resume).is_dir():
             raise UserError(f"--resume {args.resume}: expected auto, never or a checkpoint's folder")
         if args.output_dir:

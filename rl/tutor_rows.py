@@ -30,11 +30,13 @@ class Row:
 
     Attributes:
         wishes: attributes of a `Manner` that an instruction in the question decides; the others are free.
+        slips: whether its explanation may hold a slip.
     """
 
     prompt: tuple[int, ...]
     steps: tuple[Calculation, ...]
     wishes: dict
+    slips: bool = True
 
 
 def draw_wishes(skill: str, rng: random.Random) -> tuple[str, dict]:
@@ -93,7 +95,7 @@ def bare_sums(args, tokenizer, count: int) -> list[Row]:
         }[sign]
         step = Calculation(tuple(map(str, terms)), sign, str(result))
         prompt = build_prompt(tokenizer, f"What is {sign.join(step.terms)}?", COT_PROMPT)
-        rows.append(Row(prompt.ids, (step,), {}))
+        rows.append(Row(prompt.ids, (step,), {}, slips=False))
     return rows
 
 
@@ -136,9 +138,9 @@ def make_batch(args, rows: Sequence[Row], tokenizer, rng: random.Random, words: 
             rng.choice(words) if word in replaceable and rng.random() < args.word_noise else word
             for word in row.prompt
         ]
-        steps = slip(row.steps) if rng.random() < args.slips else row.steps
-        answer = explain(steps, replace(draw_manner(rng), **row.wishes))
-        tokens = tokenizer.encode(answer, add_special_tokens=False)
+        answer = slip(row.steps) if row.slips and rng.random() < args.slips else None
+        text = explain(row.steps, replace(draw_manner(rng), **row.wishes), answer)
+        tokens = tokenizer.encode(text, add_special_tokens=False)
         sequences.append((prompt, [*tokens, tokenizer.eos_token_id]))
     length = max(len(prompt) + len(answer) for prompt, answer in sequences)
     ids = torch.full((len(sequences), length), tokenizer.pad_token_id)

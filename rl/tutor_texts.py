@@ -6,7 +6,7 @@ An explanation is written from an exercise's calculations and a manner. Nothing 
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cot.utils.style_checks import EXPLANATION_STYLES
 
@@ -82,36 +82,17 @@ def calculations(gold_solution: str) -> tuple[Calculation, ...]:
     return tuple(found)
 
 
-def slip(steps: Sequence[Calculation]) -> Sequence[Calculation]:
-    """The calculations with the slip that is typical of them, or as they are where none is.
+def slip(steps: Sequence[Calculation]) -> str:
+    """The answer of someone who stops too soon: the number with which the last calculation began.
 
-    Leaves out the last of several steps; forgets to carry; subtracts the smaller digit from the larger one;
-    leaves out one group; ends a division one short. These are misconceptions of the textbook's chapters.
-
-    >>> for step in ("28+15=43", "43-15=28", "4*6=24", "24/6=4", "12+15=27"):
-    ...     print(*slip(calculations(f"<<{step}>>")))
-    28+15=33
-    43-15=32
-    4*6=18
-    24/6=3
-    12+15=27
+    >>> slip(calculations("<<3*9=27>> <<9+27=36>>")), slip(calculations("<<28+15=43>>"))
+    ('9', '28')
     """
-    if len(steps) > 1:
-        return steps[:-1]
-    step = steps[0]
-    terms, result = [int(term) for term in step.terms], int(step.result)
-    ones = [term % 10 for term in terms]
-    wrong = {
-        "+": result - 10 if sum(ones) > 9 and result > 19 else result,
-        "-": result - result % 10 + 10 + ones[-1] - ones[0] if ones[-1] > ones[0] else result,
-        "*": result - terms[-1],
-        "/": result - 1 if result > 1 else result,
-    }[step.sign]
-    return (replace(step, result=str(wrong)),)
+    return steps[-1].terms[0]
 
 
-def explain(steps: Sequence[Calculation], manner: Manner) -> str:
-    """The calculations in a manner, ending in `#### ` and the last one's result.
+def explain(steps: Sequence[Calculation], manner: Manner, answer: str | None = None) -> str:
+    """The calculations in a manner, ending in `#### ` and the answer, the last one's result unless told.
 
     >>> print(explain(calculations("<<4+3=7>>"), Manner("check_at_end", hint=True, support=True)))
     Hint: think of adding.
@@ -120,8 +101,9 @@ def explain(steps: Sequence[Calculation], manner: Manner) -> str:
     Check: 7-3=4.
     #### 7
     """
-    answer, last = steps[-1].result, steps[-1]
-    lines = _STYLES[manner.style](steps, manner)
+    last = steps[-1]
+    answer = answer or last.result
+    lines = _STYLES[manner.style](steps, manner, answer)
     if manner.full_sentence and manner.style != "equations_first":
         lines.append(f"So the answer is {answer}.")
     if manner.style == "numbered_steps":
@@ -158,37 +140,37 @@ def _support(steps: Sequence[Calculation], manner: Manner) -> list[str]:
     return [f"See, {_fits(steps[-1])}."] if manner.support else []
 
 
-def _numbered(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+def _numbered(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
     start = [f"Take the numbers {' and '.join(steps[0].terms)}."] if len(steps) == 1 else []
     return start + _statements(steps, manner) + _support(steps, manner)
 
 
-def _short(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+def _short(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
     starts = ["First", *["Then"] * (len(steps) - 1)]
     announced = [f"{start} we {OPERATIONS[step.sign][0]}." for start, step in zip(starts, steps, strict=True)]
     pairs = zip(announced, _statements(steps, manner), strict=True)
     return [line for pair in pairs for line in pair] + _support(steps, manner)
 
 
-def _guiding(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+def _guiding(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
     known = ["What do we know?", f"We know {' and '.join(steps[0].terms)}."] if len(steps) == 1 else []
     questions = ["What comes first?", *["What comes next?"] * (len(steps) - 1)]
     pairs = zip(questions, _statements(steps, manner), strict=True)
     return known + [line for pair in pairs for line in pair] + _support(steps, manner)
 
 
-def _equations(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+def _equations(steps: Sequence[Calculation], manner: Manner, answer: str) -> list[str]:
     lines = [str(step) for step in steps]
     if manner.because:
         lines[-1] += f" {OPERATIONS[steps[-1].sign][2]}"
     if manner.full_sentence:
-        lines[-1] += f", so the answer is {steps[-1].result}"
+        lines[-1] += f", so the answer is {answer}"
     if manner.support or (len(steps) == 1 and not manner.joined and not manner.full_sentence):
         lines.insert(len(lines) - manner.full_sentence, f"{_fits(steps[-1])} shows it")
     return [f"{line}." for line in lines]
 
 
-def _checked(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+def _checked(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
     return _statements(steps, manner) + _support(steps, manner)
 
 

@@ -600,7 +600,7 @@ def test_sigterm_saves_a_cancelled_result_and_the_same_command_continues(finishe
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    flags = [*SMALL, "--trained", models[1], "--output_dir", tmp_path, "--batch_size", "4"]
+    flags = [*SMALL, "--trained", models[1], "--output_dir", tmp_path, "--batch_size", "8"]
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     code, _, err = evaluate(*flags)
@@ -608,7 +608,9 @@ def test_sigterm_saves_a_cancelled_result_and_the_same_command_continues(finishe
     assert code == 143 and "continue with: python" in err
     (path,) = (tmp_path / "evaluation").glob("evaluation_*.json")
     stopped = read(path)
-    assert stopped["status"] == "cancelled" and 0 < len(stopped["results"]) < len(read(finished[0])["results"])
+    assert stopped["status"] == "cancelled" and 0 < len(stopped["results"]) < len(
+        read(finished[0])["results"]
+    )
     code, out, err = evaluate(*flags)
     assert code == 0 and Path(out.splitlines()[-1]) == path, err
     assert read(path)["results"] == read(finished[0])["results"]

@@ -13,6 +13,7 @@ from cot.utils.profiles import Profile
 from cot.utils.style_checks import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
 from rl.rewards import (
     DEFAULT_WEIGHTS,
+    TUTOR_WEIGHTS,
     coin,
     correct,
     fits_preferences,
@@ -57,11 +58,11 @@ def score(part, text, **changes):
     return part(prompts=[""], completions=[text], completion_ids=ids, **columns)[0]
 
 
-def total(text, **changes):
+def total(text, weights=DEFAULT_WEIGHTS, **changes):
     """The weighted sum, as TRL forms it: None adds nothing."""
-    parts = reward_parts(list(DEFAULT_WEIGHTS), BUDGET)
+    parts = reward_parts(list(weights), BUDGET)
     values = {name: score(part, text, **changes) for name, part in parts.items()}
-    return sum(DEFAULT_WEIGHTS[name] * value for name, value in values.items() if value is not None)
+    return sum(weights[name] * value for name, value in values.items() if value is not None)
 
 
 def test_the_worked_examples_hold():
@@ -108,13 +109,15 @@ def test_no_wrong_answer_outscores_a_correct_one(first, second, student, others,
     for wrong_text, right_text in (texts, texts[::-1]):
         wrong_at, right_at = texts.index(wrong_text), texts.index(right_text)
         if right[wrong_at] == 0 and right[right_at] == 1 and length[right_at] == 0:
-            assert total(wrong_text, **fields) < total(right_text, **fields)
+            for weights in (DEFAULT_WEIGHTS, TUTOR_WEIGHTS):
+                assert total(wrong_text, weights, **fields) < total(right_text, weights, **fields)
 
 
 def test_the_least_of_a_right_text_is_above_the_most_of_a_wrong_one():
     # most of a wrong text: format .1; least of a right one: 1 - .2 (margin -1) - .2 (all 3-grams the same)
-    assert DEFAULT_WEIGHTS["format"] == pytest.approx(0.1)
-    assert 1 - DEFAULT_WEIGHTS["memory_margin"] - DEFAULT_WEIGHTS["repetition"] == pytest.approx(0.6)
+    for weights, least in ((DEFAULT_WEIGHTS, 0.6), (TUTOR_WEIGHTS, 0.3)):
+        assert weights["format"] == pytest.approx(0.1)
+        assert 1 - weights["memory_margin"] - weights["repetition"] == pytest.approx(least)
     assert total("Adding gives 14+23=38.\n#### 38") == pytest.approx(0.1)
     # correct 1 + format .1; fidelity 0; margin -(1 + 0)/2 x .2; scaffold 1 of target 2: .5 x .1
     assert total("14+23=37 pens.\n#### 37") == pytest.approx(1 + 0.1 - 0.1 + 0.05)

@@ -281,7 +281,7 @@ def test_two_steps_write_every_output(flags, tmp_path):
     assert run["status"] == "success" and run["config"]["rows"] == 4 and run["summary"]["after"]
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "| fidelity | 0.3 |" in card and "own" in card
+    assert "| fidelity | 1 |" in card and "own" in card
     model, tokenizer = load_model(str(tmp_path / "model"))
     assert tokenizer.chat_template and model.num_parameters() > 0
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
