@@ -133,16 +133,13 @@ def follow_students(args: argparse.Namespace, profiles: dict) -> tuple[list, obj
         questions = load_questions(args.dataset, "test", args.subset_size)
         log = MemoryLog(args.profiles_dir / "memory")
         return cross_moments(profiles, questions.questions), log, questions.source
-    from cot.utils.textbook import load_chapters
+    from cot.utils.textbook import pick_chapters
 
-    chapters = {chapter.id: chapter for chapter in load_chapters()}
-    wanted = args.chapters or list(chapters)
-    if unknown := [name for name in wanted if name not in chapters]:
-        raise UserError(f"--chapters {unknown[0]}: no such chapter; there are {', '.join(chapters)}")
-    picked = [chapter for chapter in chapters.values() if chapter.id in wanted]
+    picked = pick_chapters(args.chapters)
     walked = walk_textbook(profiles, picked, args.exercises_per_chapter, args.practice, args.seed)
     if not walked[0]:
-        raise UserError(f"--chapters {wanted[0]}: none of these students has come that far; add --students")
+        first = (args.chapters or [picked[0].id])[0]
+        raise UserError(f"--chapters {first}: none of these students has come that far; add --students")
     return *walked, f"textbook test, {len(picked)} chapters"
 
 

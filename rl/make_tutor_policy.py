@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.memory import MemoryLog
     from cot.utils.profiles import load_profiles
     from cot.utils.results import environment, write_json
-    from cot.utils.textbook import load_chapters
+    from cot.utils.textbook import pick_chapters
     from rl.prompts_dataset import Students
     from rl.tutor_rows import PRACTICE_SHARE, bare_sums, sample_texts, word_problems
     from rl.tutor_texts import CHAPTERS
@@ -192,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--hidden_size {args.hidden_size}: expected a multiple of 16")
     folder = writable(args.output_dir)
     keep_freed_memory()
-    chapters = [chapter for chapter in load_chapters() if chapter.id in CHAPTERS]
+    chapters = pick_chapters(CHAPTERS)
     students = Students(load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory"), None, 0)
     sums = round(args.rows * PRACTICE_SHARE)
     situations = students.textbook_situations(chapters, "train", args.rows - sums, args.seed)

@@ -63,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def threads_each(jobs: int) -> int:
+    """Threads of one of several processes that share the cores."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
 class Trainings:
     """The training runs, `--jobs` at a time, each one a process of the training script.
 
@@ -108,9 +113,11 @@ class Trainings:
         command += ["--seed", str(seed), "--output_dir", str(folder), "--model_name", args.model_name]
         command += ["--profiles_dir", str(args.profiles_dir), "--max_steps", str(args.max_steps)]
         command += ["--device_kind", "cpu", "--dataset", "textbook"]
-        threads = max(1, (os.cpu_count() or 1) // args.jobs)
         # waiting threads that spin would slow the other runs down
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads_each(args.jobs)),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
         with (writable(folder) / LOG).open("a", encoding="utf-8") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
             self._processes.append(process)
@@ -127,12 +134,12 @@ def make_held_out(args: argparse.Namespace):
     from cot.utils.cli import COT_PROMPT
     from cot.utils.memory import MemoryLog
     from cot.utils.profiles import load_profiles
-    from cot.utils.textbook import load_chapters
+    from cot.utils.textbook import pick_chapters
     from rl.experiment_answers import HeldOut
     from rl.prompts_dataset import Students
 
     defaults = DEFAULTS["cpu"]
-    chapters = [chapter for chapter in load_chapters() if chapter.id in defaults["chapters"]]
+    chapters = pick_chapters(defaults["chapters"])
     students = Students(load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory"), None, 0)
     size = args.exercises_per_chapter, args.students_per_exercise, HELD_OUT_SEED
     situations = {"usual": students.held_out_situations(chapters, *size)}
@@ -189,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
     from rl.experiment_tables import Experiment, plot_curves, render
 
     keep_bars_out_of_logs()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    torch.set_num_threads(threads_each(args.jobs))
     base = answer(held_out, args.model_name, folder / "answers_base.jsonl")
     trainings, answers = Trainings(args, folder), {}
     for arm, seed in trainings.finished():

@@ -151,13 +151,9 @@ def pick_situations(args, students) -> tuple[list, list, str]:
         held_out = load_questions(args.dataset, "test", args.probe_size or 1)
         probe = students.crossed_situations(held_out.questions, args.probe_size, args.seed)
         return students.crossed_situations(train.questions, count, args.seed), probe, train.source
-    from cot.utils.textbook import load_chapters
+    from cot.utils.textbook import pick_chapters
 
-    chapters = {chapter.id: chapter for chapter in load_chapters()}
-    wanted = args.chapters or list(chapters)
-    if unknown := [name for name in wanted if name not in chapters]:
-        raise UserError(f"--chapters {unknown[0]}: no such chapter; there are {', '.join(chapters)}")
-    picked = [chapters[name] for name in wanted]
+    picked = pick_chapters(args.chapters)
     probe = students.textbook_situations(picked, "test", args.probe_size, args.seed)
     return students.textbook_situations(picked, "train", count, args.seed), probe, "textbook train"
 

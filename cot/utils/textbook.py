@@ -8,6 +8,7 @@ line a step with `<<16-3=13>>13` in it, then `#### 13`. All arithmetic is exact.
 import hashlib
 import json
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -64,6 +65,19 @@ def load_chapters(folder: Path = DATA_DIR / "textbook") -> tuple[Chapter, ...]:
             raise UserError(f"{path}: id: {chapter.id!r} is used by an earlier file")
         chapters[chapter.id] = chapter
     return tuple(chapters.values())
+
+
+def pick_chapters(names: Collection[str] | None) -> list[Chapter]:
+    """The chapters that a `--chapters` flag means, in teaching order: those named, or all for None.
+
+    Raises:
+        UserError: no such chapter.
+    """
+    chapters = load_chapters()
+    known = [chapter.id for chapter in chapters]
+    if unknown := [name for name in names or () if name not in known]:
+        raise UserError(f"--chapters {unknown[0]}: no such chapter; there are {', '.join(known)}")
+    return [chapter for chapter in chapters if not names or chapter.id in names]
 
 
 def generate_exercise(
