@@ -34,7 +34,7 @@ ONE_STEP = {
     "equations_first": "14+23=37 marbles\n#### 37",
     "check_at_end": "Add 14+23=37\nCheck: 37-23=14\n#### 37",
 }
-# All five preferences with each of the styles, still one step.
+# All preferences, but the contrary of one, with each of the styles, still one step.
 HINT = "Hint: put both groups together.\n"
 BECAUSE = "We add 14 and 23 because both groups come together."
 SENTENCE = "14+23=37, so Ann has 37 marbles."
@@ -72,7 +72,7 @@ def test_a_one_step_problem_can_meet_every_style(style):
 def test_all_preferences_can_be_met_together_with_every_style(style):
     met = [name for name, check in CHECKS.items() if check(EVERYTHING[style])]
     assert style in met
-    assert set(CHECKABLE_PREFERENCES) <= set(met)
+    assert set(CHECKABLE_PREFERENCES) - set(met) == {"no hint"}
 
 
 @pytest.mark.parametrize("style", EXPLANATION_STYLES)

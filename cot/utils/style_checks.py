@@ -3,7 +3,8 @@
 Every check reads the reasoning: the text before the last `####` line. It is false for an explanation
 without a digit, for one that repeats a line or a sentence, and above 20,000 characters, so that neither
 silence nor stuffing wins. A problem of one step can meet each of them, and all preferences together with any
-one style: a style overlooks a leading "Hint:" line, and the full-sentence answer a "Check:" line.
+one style, but that a hint first and no hint exclude each other: a style overlooks a leading "Hint:" line, and
+the full-sentence answer a "Check:" line.
 """
 
 import re
@@ -113,6 +114,12 @@ def hint_first(text: str) -> bool:
     )
 
 
+def no_hint(text: str) -> bool:
+    """No line is a "Hint: ..."."""
+    lines = _checked_lines(text)
+    return bool(lines) and not any(_HINT.match(line) for line in lines)
+
+
 def at_most_60_words(text: str) -> bool:
     """At most 60 words by white space (and 600 characters), with an equation or at least five words."""
     reasoning = "\n".join(_checked_lines(text))
@@ -157,6 +164,7 @@ EXPLANATION_STYLES: dict[str, Callable[[str], bool]] = {
 CHECKABLE_PREFERENCES: dict[str, Callable[[str], bool]] = {
     "one step per line": one_step_per_line,
     "a hint first": hint_first,
+    "no hint": no_hint,
     "at most 60 words": at_most_60_words,
     "the answer in a full sentence": full_sentence_answer,
     "a reason with because": reason_with_because,
