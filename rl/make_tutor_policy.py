@@ -30,7 +30,8 @@ from cot.utils.cli import COT_PROMPT, PROFILES_DIR, OneLineParser, flags_of, num
 from cot.utils.cli import writable_dir as writable
 from rl.grpo_flags import TUTOR
 
-SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+# The last is never used: the class that loads a Qwen2 tokenizer would add it beyond the embedding's rows.
+SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -47,11 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--profiles_dir", type=Path, default=PROFILES_DIR, help="students and their memories")
     share = number(float, 0, 1)
     parser.add_argument("--rows", type=number(int, 100), default=40_000, help="exercises to learn from")
-    parser.add_argument("--steps", type=number(int, 1), default=1_800, help="of 64 rows; fewer stop earlier")
-    parser.add_argument("--slips", type=share, default=0.5, help="share of explanations with a typical slip")
+    parser.add_argument("--steps", type=number(int, 1), default=2_200, help="of 64 rows; fewer stop earlier")
+    parser.add_argument("--slips", type=share, default=0.55, help="share of explanations with a typical slip")
     parser.add_argument("--word_noise", type=share, default=0.05, help="of a prompt's words made another")
-    parser.add_argument("--memory_share", type=share, default=0.3, help="of word problems with a memory")
-    parser.add_argument("--instruction_share", type=share, default=0.35, help="that ask for a manner")
+    parser.add_argument("--memory_steps", type=number(int, 0), default=400, help="the last, with memories")
+    parser.add_argument("--memory_share", type=share, default=0.75, help="of their word problems")
+    parser.add_argument("--instruction_share", type=share, default=0.4, help="that ask for a manner")
     parser.add_argument("--memory_tokens", type=number(int, 1), default=48, help="of memory in a prompt")
     parser.add_argument("--learning_rate", type=number(float, 1e-6, 1.0), default=3e-3, help="highest")
     parser.add_argument("--hidden_size", type=number(int, 32), default=128, help="a multiple of 16")
@@ -124,8 +126,12 @@ def make_model(args: argparse.Namespace, tokenizer):
     return model
 
 
-def teach(args, model, tokenizer, rows) -> list[float]:
-    """Completion-only cross-entropy, AdamW, cosine to a tenth; the loss of each step in nats per token."""
+def teach(args, model, tokenizer, rows, last_rows) -> list[float]:
+    """Completion-only cross-entropy, AdamW, cosine to a tenth; the loss of each step in nats per token.
+
+    Args:
+        last_rows: of the last `--memory_steps` steps, instead of `rows`.
+    """
     import torch
     from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
@@ -144,6 +150,8 @@ def teach(args, model, tokenizer, rows) -> list[float]:
     losses, batches, started = [], [], time.monotonic()
     model.train()
     for step in range(1, args.steps + 1):
+        if step == args.steps - args.memory_steps + 1:
+            rows, batches = last_rows, []
         batches = batches or draw_batches(rows, rng)
         ids, labels = make_batch(args, batches.pop(), tokenizer, rng, words)
         # right-padded, so causal attention needs no mask; the large output layer is for answers only
@@ -197,7 +205,9 @@ def run(args: argparse.Namespace) -> int:
     sums = round(args.rows * PRACTICE_SHARE)
     situations = students.textbook_situations(chapters, "train", args.rows - sums, args.seed)
     tokenizer = make_tokenizer(sample_texts(students, situations[:4000], args.seed), args.vocab_size)
-    rows = word_problems(args, tokenizer, students, situations) + bare_sums(args, tokenizer, sums)
+    practice = bare_sums(args, tokenizer, sums)
+    rows = word_problems(args, tokenizer, students, situations, 0.0) + practice
+    last_rows = word_problems(args, tokenizer, students, situations, args.memory_share) + practice
     model = make_model(args, tokenizer)
     prompt_tokens = sum(len(row.prompt) for row in rows) / len(rows)
     print(
@@ -205,7 +215,7 @@ def run(args: argparse.Namespace) -> int:
         f" {prompt_tokens:.0f} tokens a prompt",
         flush=True,
     )
-    losses = teach(args, model, tokenizer, rows)
+    losses = teach(args, model, tokenizer, rows, last_rows)
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     report = examine(args, model, tokenizer, students, chapters)

@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-CURVES = (  # title, keys of a metrics line
-    ("reward parts (mean)", ("rewards/correct/mean", "rewards/fidelity/mean", "rewards/memory_margin/mean")),
-    ("probe set, greedy, own memory", ("probe/accuracy", "probe/fidelity", "probe/style", "probe/breakage")),
-    ("entropy (nats) and KL", ("entropy", "kl")),
-    ("completions", ("completions/clipped_ratio", "frac_reward_zero_std", "copying")),
+CURVES = (  # title, keys of a metrics line, scale: a single outlier of the KL would hide the rest
+    (
+        "reward parts (mean)",
+        ("rewards/correct/mean", "rewards/fidelity/mean", "rewards/memory_margin/mean"),
+        "linear",
+    ),
+    (
+        "probe set, greedy, own memory",
+        ("probe/accuracy", "probe/fidelity", "probe/style", "probe/breakage"),
+        "linear",
+    ),
+    ("entropy (nats) and KL", ("entropy", "kl"), "log"),
+    ("completions", ("completions/clipped_ratio", "frac_reward_zero_std", "copying"), "linear"),
 )
 
 
@@ -18,13 +26,13 @@ def plot_curves(lines: Sequence[dict], path: Path) -> None:
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, keys) in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
+    for axes, (title, keys, scale) in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
         for key in keys:
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             if points:
                 marker = "o" if key.startswith("probe/") else None
                 axes.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3)
-        axes.set(title=title, xlabel="step")
+        axes.set(title=title, xlabel="step", yscale=scale)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=8)

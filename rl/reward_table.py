@@ -13,7 +13,7 @@ from cot.utils.results import dumps
 
 # What scoring a text can raise: a gold answer that does not parse, broken arithmetic, a missing column.
 ROW_ERRORS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError)
-SAMPLE_ROWS = 8  # written of each sampled batch: one group of the usual size
+SAMPLE_ROWS = 8  # written of each process's sampled batch: one group of the usual size
 
 
 class Part:
@@ -38,15 +38,20 @@ class RewardTable:
 
     Args:
         parts: reward functions by name.
-        samples: file for sampled completions, None for none.
+        samples: file for sampled completions of all processes, None for none.
         sample_every: steps between two samples.
+        writes: whether this process writes the file, as one of them does.
     """
 
     def __init__(
-        self, parts: dict[str, Callable], samples: Path | None = None, sample_every: int = 10
+        self,
+        parts: dict[str, Callable],
+        samples: Path | None = None,
+        sample_every: int = 10,
+        writes: bool = True,
     ) -> None:
         self._parts = parts
-        self._samples, self._sample_every = samples, sample_every
+        self._samples, self._sample_every, self._writes = samples, sample_every, writes
         self._batch: Sequence[str] | None = None  # held, so that its identity cannot be another batch's
         self._columns: dict[str, list[float | None]] = {}
         self.errors, self.last_error, self.seconds = 0, "", 0.0
@@ -91,10 +96,16 @@ class RewardTable:
         step = 1 + batch["trainer_state"].global_step if "trainer_state" in batch else 1
         if self._samples is None or (step - 1) % self._sample_every:
             return
+        from accelerate.utils import gather_object
+
         fields = ("student_id", "memory_arm", "question_id", "gold_solution", "memory")
-        with self._samples.open("a", encoding="utf-8") as file:
-            for row in range(min(SAMPLE_ROWS, len(texts))):
-                record = {"step": step, **{field: batch[field][row] for field in fields}}
-                record |= {"prompt": batch["prompts"][row], "completion": texts[row]}
-                record["rewards"] = {name: values[row] for name, values in self._columns.items()}
-                file.write(dumps(record | {"copying": copied[row]}) + "\n")
+        records = []
+        for row in range(min(SAMPLE_ROWS, len(texts))):
+            record = {"step": step, **{field: batch[field][row] for field in fields}}
+            record |= {"prompt": batch["prompts"][row], "completion": texts[row]}
+            record["rewards"] = {name: values[row] for name, values in self._columns.items()}
+            records.append(record | {"copying": copied[row]})
+        records = gather_object(records)  # every process takes part
+        if self._writes:
+            with self._samples.open("a", encoding="utf-8") as file:
+                file.writelines(dumps(record) + "\n" for record in records)

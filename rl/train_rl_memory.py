@@ -260,8 +260,8 @@ def run(args: argparse.Namespace) -> int:
     settings = flags_of(args) | about | {"model": describe_model(source, model), "identity": identity}
     record = run_folder.begin(settings, str(processes.device))
     parts = reward_parts(list(args.weights), args.max_completion_length)
-    samples = folder / "completions.jsonl" if processes.is_main_process else None
-    table, signals = RewardTable(parts, samples, args.sample_every), Signals()
+    samples = folder / "completions.jsonl", args.sample_every, processes.is_main_process
+    table, signals = RewardTable(parts, *samples), Signals()
     sharded = processes.distributed_type in ("FSDP", "DEEPSPEED")
     prober = None if sharded else make_prober(args, tokenizer, students, probe, folder / "probe_base.json")
     files = folder / "metrics.jsonl", table, signals, prober

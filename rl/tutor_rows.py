@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from cot.utils.cli import COT_PROMPT
 from cot.utils.profiles import STYLE_IN_WORDS
 from cot.utils.prompts import build_prompt
-from cot.utils.style_checks import CHECKABLE_PREFERENCES
 from rl.prompts_dataset import Situation, Students, make_prompt
 from rl.tutor_stories import draw_story
 from rl.tutor_texts import Calculation, calculations, draw_manner, explain, slip
@@ -15,13 +14,20 @@ from rl.tutor_texts import Calculation, calculations, draw_manner, explain, slip
 IGNORED = -100  # label of a token without loss: the prompt's and padding
 BATCH_ROWS = 64
 POOL = 8
-PRACTICE_SHARE = 0.25  # of bare sums among all rows
+PRACTICE_SHARE = 0.3  # of bare sums among all rows
 STORY_SHARE = 0.8  # of stories among the word problems; the others are the textbook's
 SKILL_STATES = {
     "Struggling": True,
     "In progress": True,
     "Mastered": False,
 }  # and whether they ask for support
+HINTS = {"a hint first": True, "no hint": False}
+OTHER_PREFERENCES = {
+    "one step per line": {"joined": False},
+    "at most 60 words": {},
+    "the answer in a full sentence": {"full_sentence": True},
+    "a reason with because": {"because": True},
+}
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,12 @@ def draw_wishes(skill: str, rng: random.Random) -> tuple[str, dict]:
         wishes["style"] = rng.choice(list(STYLE_IN_WORDS))
         lines.append(f"Explanation style: {STYLE_IN_WORDS[wishes['style']]}.")
     if rng.random() < 0.7:
-        wanted = rng.sample(list(CHECKABLE_PREFERENCES), rng.choice((1, 2, 2)))
-        lines.append(f"Prefers: {'; '.join(wanted)}.")
-        wishes["hint"] = "a hint first" in wanted
-        wishes["because"] = "a reason with because" in wanted
-        wishes["full_sentence"] = "the answer in a full sentence" in wanted
-        wishes["joined"] = "one step per line" not in wanted
+        wanted = [rng.choice(list(HINTS))]
+        wishes["hint"] = HINTS[wanted[0]]
+        if rng.random() < 0.5:
+            wanted.append(rng.choice(list(OTHER_PREFERENCES)))
+            wishes |= OTHER_PREFERENCES[wanted[1]]
+        lines.append(f"Prefers: {'; '.join(rng.sample(wanted, len(wanted)))}.")
     if rng.random() < 0.4 or not lines:
         label = rng.choice(list(SKILL_STATES))
         wishes["support"] = SKILL_STATES[label]
@@ -60,9 +66,11 @@ def draw_wishes(skill: str, rng: random.Random) -> tuple[str, dict]:
     return " ".join(lines), wishes
 
 
-def word_problems(args, tokenizer, students: Students, situations: Sequence[Situation]) -> list[Row]:
+def word_problems(
+    args, tokenizer, students: Students, situations: Sequence[Situation], memory_share: float
+) -> list[Row]:
     """A row a situation: its exercise, or a story instead; a memory and an instruction in shares of them."""
-    rng = random.Random(f"word problems {args.seed}")
+    rng = random.Random(f"word problems {args.seed} {memory_share}")
     rows = []
     for situation in situations:
         question, steps = situation.question, calculations(situation.question.gold_solution)
@@ -72,8 +80,10 @@ def word_problems(args, tokenizer, students: Students, situations: Sequence[Situ
         wishes: dict = {}
         if rng.random() < args.instruction_share:
             instruction, wishes = draw_wishes(question.skill, rng)
-            question = replace(question, question=f"{question.question} {instruction}")
-        arm = "own" if rng.random() < args.memory_share else "none"
+            # before or after it, so that the instruction is found by what it says, not by where it stands
+            said = rng.sample([question.question, instruction], 2)
+            question = replace(question, question=" ".join(said))
+        arm = "own" if rng.random() < memory_share else "none"
         asked = replace(situation, question=question)
         prompt = make_prompt(tokenizer, students, asked, arm, COT_PROMPT, args.memory_tokens, None, args.seed)
         rows.append(Row(prompt.ids, steps, wishes))

@@ -53,9 +53,10 @@ class Manner:
 
 def draw_manner(rng: random.Random) -> Manner:
     """A manner at random, each style as likely as the others; it depends on nothing else."""
-    hint, because, full_sentence, support = (rng.random() < 0.3 for _ in range(4))
+    hint, joined = rng.random() < 0.5, rng.random() < 0.5
+    because, full_sentence, support = (rng.random() < 0.3 for _ in range(3))
     style = rng.choice(list(EXPLANATION_STYLES))
-    return Manner(style, hint, because, full_sentence, rng.random() < 0.5, support)
+    return Manner(style, hint, because, full_sentence, joined, support)
 
 
 def calculations(gold_solution: str) -> tuple[Calculation, ...]:

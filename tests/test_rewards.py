@@ -226,6 +226,7 @@ def test_every_manner_of_the_tutor_meets_its_style(style, gold):
         text = explain(steps, Manner(style, hint, because, full, joined, support))
         assert EXPLANATION_STYLES[style](text), text
         assert CHECKABLE_PREFERENCES["a hint first"](text) == hint
+        assert CHECKABLE_PREFERENCES["no hint"](text) != hint
         assert CHECKABLE_PREFERENCES["a reason with because"](text) == because
         assert CHECKABLE_PREFERENCES["the answer in a full sentence"](text) >= full
         assert CHECKABLE_PREFERENCES["at most 60 words"](text)
