@@ -116,3 +116,51 @@ def test_the_bundled_policy_solves_a_part_and_is_blind_to_memory():
         for other in (none, shuffled):
             assert abs(own["style"] - other["style"]) < 0.1
             assert abs(own["fidelity"] - other["fidelity"]) < 0.1
+
+
+def test_memories_stand_in_the_last_rows_only(made, school):
+    from transformers import AutoTokenizer
+
+    from cot.utils.memory import MemoryLog
+    from cot.utils.profiles import load_profiles
+    from cot.utils.textbook import pick_chapters
+    from rl.prompts_dataset import Students
+    from rl.tutor_rows import word_problems
+    from rl.tutor_texts import CHAPTERS
+
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    students = Students(load_profiles(school), MemoryLog(school / "memory"), None, 0)
+    situations = students.textbook_situations(pick_chapters(CHAPTERS), "train", 40, 0)
+    fence = tokenizer.convert_tokens_to_ids(FENCE_OPEN)
+    args = build_parser().parse_args([])
+    for share, expected in ((0.0, 0), (1.0, 40)):
+        rows = word_problems(args, tokenizer, students, situations, share)
+        assert sum(fence in row.prompt for row in rows) == expected
+
+
+def test_an_instruction_is_met_by_the_explanation_that_it_decides():
+    import random
+    from dataclasses import replace
+
+    from cot.utils.profiles import STYLE_IN_WORDS
+    from cot.utils.style_checks import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
+    from rl.tutor_rows import draw_wishes
+    from rl.tutor_texts import calculations, draw_manner, explain
+
+    rng, seen = random.Random(0), set()
+    for _ in range(300):
+        instruction, wishes = draw_wishes("adding", rng)
+        text = explain(calculations("<<3*9=27>> <<9+27=36>>"), replace(draw_manner(rng), **wishes))
+        asked = {name for name in CHECKABLE_PREFERENCES if name in instruction}
+        assert all(CHECKABLE_PREFERENCES[name](text) for name in asked), (instruction, text)
+        styles = {name for name, words in STYLE_IN_WORDS.items() if words in instruction}
+        assert all(EXPLANATION_STYLES[name](text) for name in styles), (instruction, text)
+        seen |= asked | styles
+    assert seen == {*CHECKABLE_PREFERENCES, *EXPLANATION_STYLES}
+
+
+def test_the_tokenizer_has_no_token_beyond_the_embedding(made):
+    from cot.utils.models import load_model
+
+    model, tokenizer = load_model(str(made))
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings
