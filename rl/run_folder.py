@@ -19,6 +19,13 @@ def start_processes():
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def weights_are_sharded() -> bool:
+    """Whether FSDP or DeepSpeed, chosen by the launcher, spreads the weights over the processes."""
+    from accelerate.utils import parse_flag_from_env
+
+    return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
+
+
 @dataclass
 class RunFolder:
     """One run's folder.

@@ -245,7 +245,7 @@ def run(args: argparse.Namespace) -> int:
     from rl.memory_trainer import keep_reference, make_config, make_trainer, quiet_libraries
     from rl.reward_table import RewardTable
     from rl.rewards import reward_parts
-    from rl.run_folder import open_run, start_processes
+    from rl.run_folder import open_run, start_processes, weights_are_sharded
 
     quiet_libraries()
     processes = start_processes()
@@ -255,14 +255,15 @@ def run(args: argparse.Namespace) -> int:
     print(f"model: {source.name}\ndata:  {args.dataset}\nrun:   {folder}", flush=True)
     config = make_config(args, folder, list(args.weights.values()), args.options, processes.num_processes)
     full_on_gpu = args.device_kind == "gpu" and not args.use_peft  # its weights are the optimizer's: float32
-    model, tokenizer = load_model(source, str(processes.device), "float32" if full_on_gpu else "auto")
+    sharded = weights_are_sharded()
+    device = "cpu" if sharded else str(processes.device)  # the trainer brings each shard to its place
+    model, tokenizer = load_model(source, device, "float32" if full_on_gpu else "auto")
     rows, probe, about = build_data(args, tokenizer, students, context_length(model))
     settings = flags_of(args) | about | {"model": describe_model(source, model), "identity": identity}
     record = run_folder.begin(settings, str(processes.device))
     parts = reward_parts(list(args.weights), args.max_completion_length)
     samples = folder / "completions.jsonl", args.sample_every, processes.is_main_process
     table, signals = RewardTable(parts, *samples), Signals()
-    sharded = processes.distributed_type in ("FSDP", "DEEPSPEED")
     prober = None if sharded else make_prober(args, tokenizer, students, probe, folder / "probe_base.json")
     files = folder / "metrics.jsonl", table, signals, prober
     recorder = Recorder(*files, args.probe_every, args.save_minutes, args.max_steps)

@@ -94,7 +94,9 @@ def end_token_ids(model, tokenizer) -> set[int]:
 def _load(source: ModelSource, device, dtype):
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    options = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True, **LOCAL}
+    options = {"dtype": dtype, "use_safetensors": True, **LOCAL}
+    if str(device) != "cpu":  # the default; DeepSpeed's ZeRO-3 refuses to be told
+        options["device_map"] = {"": device}
     if source.kind == "adapter":
         from peft import PeftModel
 
