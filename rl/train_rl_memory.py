@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_training_flags(add) -> None:
     """The flags of the algorithm."""
     whole = number(int, 1)
-    add("--learning_rate", type=number(float, 0, 1), help="constant after a short warm-up")
+    add("--learning_rate", type=number(float, 0, 1), help="until half of the run, then falling to 0")
     add("--beta", type=number(float, 0, 10), help="weight of the KL divergence from the base")
     add("--max_steps", type=whole, help="optimizer steps")
     add("--max_completion_length", type=number(int, 5), help="tokens of a completion")
