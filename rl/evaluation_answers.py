@@ -2,15 +2,16 @@
 
 An effect is judged from its 95 % interval over students and questions: **yes** where the whole interval is
 above 0 and the test, Holm-adjusted over the metrics, has p < 0.05; **no** where the whole interval lies below
-0.05 (0.1 for a difference of Fisher's z), so that a gain worth having is excluded; **undecided** otherwise.
-A question that is asked of accuracy and fidelity is answered yes where one of them says yes and neither
-interval lies below 0, no where both say no, and undecided otherwise.
+0.05 (0.1 for a difference of Fisher's z), so that a gain worth having is excluded; **undecided** otherwise,
+and with fewer than 20 pairs. A question that is asked of accuracy and fidelity is answered yes where one of
+them says yes and neither interval lies below 0, no where both say no, and undecided otherwise.
 """
 
 from collections.abc import Mapping, Sequence
 
 from rl.policies import BASE
 
+LEAST_PAIRS = 20  # a handful of alike answers would give an interval without width
 MARGIN = 0.05  # of accuracy and fidelity: five points
 PROGRESS_MARGIN = 0.1  # of the difference of Fisher's z
 ALPHA = 0.05
@@ -95,6 +96,9 @@ def _judge(question: str, policy: str, comparison: dict | None, note: str = "") 
     base = {"question": question, "policy": policy}
     if comparison is None or not comparison["n"]:
         return {**base, "answer": UNDECIDED, "because": "the arms or policies for it were not run."}
+    if comparison["n"] < LEAST_PAIRS:
+        because = f"{comparison['n']} pairs are too few; it takes {LEAST_PAIRS}."
+        return {**base, "answer": UNDECIDED, "because": because}
     effects = [comparison["metrics"][name] for name in JUDGED]
     pairs = f"{comparison['n']} pairs{note}"
     because = f"{_in_words(comparison)}; {pairs}; breakage {show_percent(comparison.get('breakage'))},"

@@ -360,6 +360,14 @@ def test_the_rule(low, high, p_holm, answer):
     assert decide({"low": low, "high": high, "p_holm": p_holm}) == answer
 
 
+@pytest.mark.parametrize(("pairs", "answer"), [(19, UNDECIDED), (20, NO)])
+def test_a_handful_of_alike_answers_decides_nothing(pairs, answer):
+    records = flat("base", "own", [1.0] * pairs) + flat("base", "none", [1.0] * pairs)
+    comparisons = compare_all(records, ["base"], ["own", "none"])
+    (found,) = answer_questions({"base": {}}, comparisons, {}, {})
+    assert found["question"] == "Does memory help at inference?" and found["answer"] == answer
+
+
 def test_a_gain_that_costs_accuracy_is_no_yes():
     gain, harm, nothing = (
         {"low": low, "high": high} for low, high in ((0.1, 0.2), (-0.2, -0.1), (-0.01, 0.02))
