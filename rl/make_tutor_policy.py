@@ -3,12 +3,12 @@
 
 A Qwen2-architecture model of about a million parameters with its own tokenizer learns, supervised, short
 explanations of the textbook's first chapters (train split), of stories put together from `data/stories.json`,
-and of bare sums. The manner of each explanation is drawn at random, independent of the memory in the prompt;
-only an instruction in the question itself decides it. Half of the explanations hold a slip. So the base can
-read, reckon and write in every manner, solves a part of the exercises, and ignores the student: what
-reinforcement learning adds is visible. Prompts are made by the code that makes every model's prompts.
-The fixed sentences of a prompt, the styles and the preferences that a program can check are single tokens,
-digits too; all else is byte-level BPE.
+and of bare sums. The manner of each explanation is drawn at random; only an instruction in the question
+itself, before or after it, decides it. Memories come in the last steps only, and the manner does not depend
+on them. About half of the explanations hold a slip. So the base can read, reckon and write in every manner,
+solves a part of the exercises, and ignores the student: what reinforcement learning adds is visible. Prompts
+are made by the code that makes every model's prompts. The fixed sentences of a prompt, the styles and the
+preferences that a program can check are single tokens, digits too; all else is byte-level BPE.
 
 Reads `profiles/` with its memories, `data/textbook/` and `data/stories.json`. Writes a folder in Hugging Face
 layout (safetensors) and in it `training.json`: flags, rows, loss, and scores on held-out templates with the

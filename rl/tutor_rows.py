@@ -22,7 +22,7 @@ SKILL_STATES = {
     "Mastered": False,
 }  # and whether they ask for support
 HINTS = {"a hint first": True, "no hint": False}
-OTHER_PREFERENCES = {
+OTHER_PREFERENCES = {  # and what of a `Manner` they decide; every explanation is short
     "one step per line": {"joined": False},
     "at most 60 words": {},
     "the answer in a full sentence": {"full_sentence": True},
