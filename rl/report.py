@@ -32,7 +32,9 @@ def plot_curves(lines: Sequence[dict], path: Path) -> None:
             if points:
                 marker = "o" if key.startswith("probe/") else None
                 axes.plot(*zip(*points, strict=True), label=key, marker=marker, markersize=3)
-        axes.set(title=title, xlabel="step", yscale=scale)
+        axes.set(title=title, xlabel="step")
+        if any(value > 0 for line in axes.lines for value in line.get_ydata()):
+            axes.set_yscale(scale)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=8)

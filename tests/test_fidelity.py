@@ -48,6 +48,7 @@ def test_the_fixed_sets_are_complete():
     assert list(CHECKABLE_PREFERENCES) == [
         "one step per line",
         "a hint first",
+        "no hint",
         "at most 60 words",
         "the answer in a full sentence",
         "a reason with because",

@@ -97,7 +97,7 @@ def test_arms_are_compared_on_the_same_items():
 def test_specificity_judges_each_text_against_each_student():
     profiles = load_profiles(PROFILES_DIR)
     asking = "What do both have? They have 2 + 3 = 5. What is one more? It is 5 + 1 = 6.\n#### 6"
-    fitting = {"S001": NUMBERED, "S003": asking}
+    fitting = {"S001": f"Hint: think of adding.\n{NUMBERED}", "S003": asking}
     rows = [record("q0", student, "own", generated_text=text) for student, text in fitting.items()]
     same = [record("q0", student, "none", generated_text=NUMBERED) for student in fitting]
     found = summarize(rows + same, profiles)["memory_specificity"]

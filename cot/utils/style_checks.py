@@ -115,9 +115,9 @@ def hint_first(text: str) -> bool:
 
 
 def no_hint(text: str) -> bool:
-    """No line is a "Hint: ..."."""
+    """No line is a "Hint: ...", and there is an equation or at least three words."""
     lines = _checked_lines(text)
-    return bool(lines) and not any(_HINT.match(line) for line in lines)
+    return _has_content(" ".join(lines)) and not any(_HINT.match(line) for line in lines)
 
 
 def at_most_60_words(text: str) -> bool:
