@@ -48,8 +48,6 @@ def make_config(args, folder: Path, weights: Sequence[float], options: dict, pro
         "output_dir": str(folder),
         "max_steps": args.max_steps,
         "learning_rate": args.learning_rate,
-        "lr_scheduler_type": "warmup_stable_decay",  # what is learned last would else be noise
-        "lr_scheduler_kwargs": {"num_decay_steps": args.max_steps // 2},
         "warmup_steps": min(5, args.max_steps // 10),
         "adam_beta2": 0.99,
         "max_grad_norm": 1.0,
@@ -83,6 +81,9 @@ def make_config(args, folder: Path, weights: Sequence[float], options: dict, pro
         "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
     }
+    if "lr_scheduler_type" not in options:  # a constant rate to the end would leave noise
+        settings["lr_scheduler_type"] = "warmup_stable_decay"
+        settings["lr_scheduler_kwargs"] = {"num_decay_steps": args.max_steps // 2}
     try:
         return GRPOConfig(**(settings | options))
     except (ValueError, TypeError, ImportError) as error:

@@ -314,6 +314,13 @@ def test_killed_and_resumed_sees_the_prompts_and_texts_of_a_straight_run(flags, 
     assert [line["step"] for line in read_lines(killed / "metrics.jsonl")] == list(range(1, 17))
 
 
+def test_another_schedule_can_be_named(flags, tmp_path):
+    argv = flags(output_dir=tmp_path, probe_size=0, max_steps=4)
+    assert train(*argv, "--grpo", "lr_scheduler_type=linear") == 0
+    rates = [line["learning_rate"] for line in read_lines(tmp_path / "metrics.jsonl")]
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
 def test_sigterm_saves_a_checkpoint_and_no_model(flags, tmp_path):
     process = child(*flags(output_dir=tmp_path, max_steps=500, probe_size=0))
     wait_for(tmp_path / "metrics.jsonl", 2, process)

@@ -98,13 +98,13 @@ def test_the_bundled_policy_solves_a_part_and_is_blind_to_memory():
     from cot.utils.memory import MemoryLog
     from cot.utils.models import load_model
     from cot.utils.profiles import load_profiles
-    from cot.utils.textbook import load_chapters
+    from cot.utils.textbook import pick_chapters
     from rl.make_tutor_policy import examine
     from rl.prompts_dataset import Students
     from rl.tutor_texts import CHAPTERS
 
     students = Students(load_profiles(PROFILES_DIR), MemoryLog(PROFILES_DIR / "memory"), None, 0)
-    chapters = [chapter for chapter in load_chapters() if chapter.id in CHAPTERS]
+    chapters = pick_chapters(CHAPTERS)
     args = build_parser().parse_args(["--eval_size", "200", "--seed", "7"])
     found = examine(args, *load_model(str(TUTOR), "cpu"), students, chapters)
     for temperature in ("0", "1"):
