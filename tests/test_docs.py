@@ -1,0 +1,284 @@
+"""The READMEs: every flag and its default, every key of real files, jq lines that run, commands, links."""
+
+import argparse
+import importlib
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import long_context, only, read_strictly, run_here
+
+from cot.utils.cli import COT_PROMPT, PROFILES_DIR, REPO_ROOT
+from cot.utils.textbook import load_chapters
+from rl.settings import PRESETS
+
+READMES = [REPO_ROOT / folder / "README.md" for folder in ("", "cot", "rl", "profiles", "data", "tests")]
+ROOM_OF = {  # the README that documents a script's flags
+    "cot/run_baseline_cot.py": "cot",
+    "cot/run_baseline_faiss.py": "cot",
+    "rl/train_rl_memory.py": "rl",
+    "rl/run_experiment.py": "rl",
+    "rl/simulate_students.py": "rl",
+    "rl/warm_start.py": "rl",
+    "evaluate_rl.py": "rl",
+}
+BENCHMARKS = ("tests/bench_engine.py", "tests/bench_retrieval.py")
+STUDENTS = ("S002", "S005")
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
+# Keys that are data: whose record, of which chapter, by which policy.
+NAMES = {*(chapter.id for chapter in load_chapters()), "S002", "S003", "S005", "base", "ipo"}
+
+
+def parser_of(script: str) -> argparse.ArgumentParser:
+    return importlib.import_module(script.removesuffix(".py").replace("/", ".")).build_parser()
+
+
+def flags_of(script: str) -> dict[str, argparse.Action]:
+    """A script's flags by their names."""
+    actions = parser_of(script)._actions
+    return {action.option_strings[0]: action for action in actions if action.dest != "help"}
+
+
+def read(room: str) -> str:
+    return (REPO_ROOT / room / "README.md").read_text(encoding="utf-8")
+
+
+def section_of(script: str) -> str:
+    """What a README says of a script: from its heading on, for the scripts that share one."""
+    headings = {
+        "rl/train_rl_memory.py": "## Training",
+        "rl/warm_start.py": "## The small policy",
+        "rl/run_experiment.py": "## The experiment",
+        "evaluate_rl.py": "## The evaluation",
+        "rl/simulate_students.py": "## Simulated students",
+    }
+    text = read(ROOM_OF[script])
+    if script not in headings:
+        return text
+    return text[text.index(f"\n{headings[script]}") + 1 :].split("\n## ")[0]
+
+
+def blocks(text: str, *kinds: str) -> list[str]:
+    """The contents of the fenced blocks of these kinds, `""` for those that name none."""
+    return [content for kind, content in FENCED.findall(text) if kind in kinds]
+
+
+def spans(text: str) -> list[str]:
+    """What stands between single backticks, outside fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", FENCED.sub("", text))
+
+
+def named_in(text: str) -> set[str]:
+    """The words between single backticks: what a README calls by its name."""
+    return {word.lstrip("-") for span in spans(text) for word in re.findall(r"[\w/<>-]+", span)}
+
+
+def keys_of(value) -> set[str]:
+    """All keys of a JSON value at any depth, those that are data left out."""
+    if isinstance(value, list):
+        return set().union(*map(keys_of, value))
+    if not isinstance(value, dict):
+        return set()
+    names = {key for key in value if key not in NAMES and not key.startswith("/") and "@" not in key}
+    names = {re.sub(r"^rewards/\w+/", "rewards/<part>/", name) for name in names}
+    names = {re.sub(r"^pass_at_[2-9]$", "pass_at_<k>", name) for name in names}
+    return names.union(*map(keys_of, value.values()))
+
+
+def undocumented(found, *texts: str) -> list[str]:
+    """The keys of JSON values that no text calls by name."""
+    return sorted(keys_of(found) - set().union(*map(named_in, texts)))
+
+
+def run_lines(lines: list[str], folder: Path) -> list[str]:
+    """What each line prints in a folder; fails where one fails or prints nothing."""
+    outputs = []
+    for line in lines:
+        done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.strip(), (line, done.stderr)
+        outputs.append(done.stdout)
+    return outputs
+
+
+needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="jq absent")
+
+
+# --- flags, commands, links
+
+
+def shown(value) -> str:
+    """A default as a README writes it."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(shown, value))
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@pytest.mark.parametrize("script", ROOM_OF)
+def test_every_flag_has_a_row_with_its_default(script):
+    rows = dict(re.findall(r"^\| `(--\w+)` \| (.*)$", section_of(script), flags=re.MULTILINE))
+    by_preset = PRESETS["cpu"] if script == "rl/train_rl_memory.py" else {}
+    for flag, action in flags_of(script).items():
+        assert flag in rows
+        told_elsewhere = action.default in (None, COT_PROMPT, []) or isinstance(action.default, Path)
+        if not told_elsewhere and action.dest not in by_preset:
+            assert rows[flag].partition(" | ")[0].strip("`") == shown(action.default), flag
+
+
+def test_a_readme_lists_no_flag_that_is_gone():
+    for room in ("cot", "rl"):
+        known = {flag for script, place in ROOM_OF.items() if place == room for flag in flags_of(script)}
+        listed = set(re.findall(r"^\| `(--\w+)` \|", read(room), flags=re.MULTILINE))
+        assert listed <= known
+
+
+def test_the_presets_are_documented_for_a_cpu_and_a_gpu():
+    rows = dict(re.findall(r"^\| `--(\w+)` \| (.*)$", section_of("rl/train_rl_memory.py"), re.MULTILINE))
+    for name, on_cpu in PRESETS["cpu"].items():
+        assert rows[name].split(" | ")[:2] == [shown(on_cpu), shown(PRESETS["gpu"][name])], name
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_every_command_names_a_script_that_is_there_and_flags_that_it_has(readme):
+    text = readme.read_text(encoding="utf-8")
+    commands = [span for span in spans(text) if span.startswith("python ")]
+    for block in blocks(text, "", "bash"):
+        commands += block.replace("\\\n", " ").split("\n")
+    for command in commands:
+        for script, rest in re.findall(r"(?<![\w./])([\w./]+\.py)\b([^#&|]*)", command):
+            assert (REPO_ROOT / script).is_file(), command
+            if script in (*ROOM_OF, *BENCHMARKS):
+                named = set(re.findall(r"--\w+", rest.replace("--no-", "--")))
+                assert named <= set(flags_of(script)), command
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_every_relative_link_leads_to_a_file_and_its_heading(readme):
+    text = FENCED.sub("", readme.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (readme.parent / path).resolve() if path else readme
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in slugs, link
+
+
+# --- the sweeps' files
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_folder, tmp_path_factory) -> Path:
+    """The results of a factorial run of a tiny random model, with a question that is too long."""
+    folder = tmp_path_factory.mktemp("sweep")
+    model = long_context(tiny_folder, folder / "tiny-llama")
+    flags = ["--model_name", model, "--device", "cpu", "--dataset", "textbook", "--subset_size", 2]
+    flags += ["--students", "S003", "S005", "--memory", "own", "none", "shuffled", "random"]
+    flags += ["--memory_tokens", 80, "--cot_prompt", "Solve.", "--max_new_tokens", 24, "--num_samples", 2]
+    flags += ["--temperatures", "0.0", "0.6", "--output_dir", folder / "out"]
+    module = importlib.import_module("cot.run_baseline_faiss")
+    code, _, stderr = run_here(module.main, *flags)
+    assert code == 0, stderr
+    return folder / "out" / "tiny"
+
+
+def test_every_key_of_a_sweeps_files_is_documented(sweep):
+    for pattern in ("results_temp_0.6_*.json", "summary_*.json"):
+        assert undocumented(read_strictly(only(sweep, pattern)), read("cot")) == []
+
+
+@needs_jq
+def test_the_jq_lines_of_the_sweeps_run(sweep):
+    five, factorial = blocks(read("cot"), "jq")
+    outputs = run_lines(five.strip().split("\n"), sweep)
+    assert len(outputs) == 5
+    assert list(json.loads(outputs[-1])) == ["own", "none", "shuffled", "random"]
+    table, comparisons = run_lines(factorial.strip().split("\n"), sweep)
+    assert [line.split("\t")[:2] for line in table.splitlines()] == [
+        ["own", "8"],
+        ["none", "8"],
+        ["shuffled", "8"],
+        ["random", "8"],
+    ]
+    assert len(comparisons.splitlines()) == 5
+
+
+# --- the files of training, the experiment and the evaluation
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_tutor, tmp_path_factory) -> Path:
+    """An experiment of one training of one step, in the folder `ipo_0`."""
+    folder = tmp_path_factory.mktemp("experiment")
+    (folder / "school" / "memory").mkdir(parents=True)
+    for student in STUDENTS:
+        shutil.copy(PROFILES_DIR / f"{student}.json", folder / "school")
+        shutil.copy(PROFILES_DIR / "memory" / f"{student}.jsonl", folder / "school" / "memory")
+    flags = ["--model_name", tiny_tutor, "--profiles_dir", folder / "school", "--output_dir", folder]
+    flags += ["--arms", "ipo", "--seeds", 0, "--max_steps", 1, "--exercises_per_chapter", 1]
+    module = importlib.import_module("rl.run_experiment")
+    code, _, stderr = run_here(module.main, *flags, "--temperatures", "0.0")
+    assert code == 0, stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(experiment) -> Path:
+    """The results of an evaluation of that training and its base."""
+    flags = ["--trained", experiment / "ipo_0", "--profiles_dir", experiment / "school", "--device", "cpu"]
+    flags += ["--chapters", "addition", "--exercises_per_chapter", 2, "--practice", 1]
+    flags += ["--max_new_tokens", 24, "--output_dir", experiment]
+    module = importlib.import_module("evaluate_rl")
+    code, _, stderr = run_here(module.main, *flags)
+    assert code == 0, stderr
+    return experiment / "evaluation"
+
+
+@pytest.mark.slow
+def test_every_key_of_a_training_run_is_documented(experiment):
+    run = experiment / "ipo_0"
+    found = read_strictly(run / "run.json")
+    assert found.pop("environment") and found["config"].pop("model")  # as in a sweep's files
+    lines = [*(run / "metrics.jsonl").read_text().splitlines()]
+    lines += (run / "completions.jsonl").read_text().splitlines()
+    found = [found, *map(json.loads, lines), read_strictly(run / "eval_base.json")]
+    assert undocumented(found, section_of("rl/train_rl_memory.py")) == []
+
+
+@pytest.mark.slow
+def test_every_file_of_a_training_run_is_documented(experiment):
+    found = {re.sub(r"-\d+$", "-<N>", path.name) for path in (experiment / "ipo_0").iterdir()}
+    text = section_of("rl/train_rl_memory.py") + section_of("rl/run_experiment.py")
+    assert not [name for name in found if f"`{name}" not in text]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["results_temp_*.json", "summary_*.json"])
+def test_every_key_of_an_experiment_is_documented(experiment, pattern):
+    (path,) = experiment.glob(pattern)
+    assert undocumented(read_strictly(path), section_of("rl/run_experiment.py"), read("cot")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["results_temp_*.json", "summary_*.json"])
+def test_every_key_of_an_evaluation_is_documented(evaluation, pattern):
+    found = read_strictly(only(evaluation, pattern))
+    for policy in found["config"]["policies"]:
+        policy.pop("reward_weights")  # its keys are the reward's parts
+    assert undocumented(found, section_of("evaluate_rl.py"), read("cot")) == []
+
+
+@pytest.mark.slow
+@needs_jq
+def test_the_jq_lines_of_the_evaluation_run(evaluation):
+    (block,) = blocks(read("rl"), "jq")
+    verdicts, tables = run_lines(block.strip().split("\n"), evaluation)
+    assert "Does memory help at inference? base: undecided" in verdicts
+    assert list(json.loads(tables)) == ["base", "ipo"]
