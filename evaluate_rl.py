@@ -2,18 +2,17 @@
 """Does the explanation follow the student, before and after training? An evaluation on the textbook.
 
 A base policy and policies trained from it explain test exercises to simulated students who walk through the
-textbook chapter by chapter (`rl/walk.py`), each prompt with the memory as of that moment, in several memory
-arms. Without flags: the newest completed training run and its base. Reads `profiles/`, `data/textbook/` and
-the models. Writes in `data/evaluation/` `evaluation_<timestamp>.json` (keys of every result file; `summary`
-has `policies, adaptivity, cells, comparisons, answers, timing`; records carry in addition to a sweep's
-`policy, moment, as_of, memory_as_of, mastery, gold_steps, scaffold_target, scaffold_fit, equation_validity,
-prerequisite_coverage, over_explaining, grade_fit, base_nll, base_perplexity`), a report of the same name in
-Markdown, and `figures/`. README.md lists every key.
+textbook chapter by chapter (`rl/moments.py`), each prompt with the memory as of that moment, in several
+memory arms. Without flags: the newest completed training run and its base. Reads `profiles/`,
+`data/textbook/` and the models. Writes in `data/evaluation/` the files of every run
+(`results_temp_<T>_<stamp>.json`, `summary_<stamp>.json`), a report `report_<stamp>.md` and `figures/`. Its
+`summary` has `rows_done, policies, comparisons, adaptivity, verdicts, timing`; its records carry in addition
+to a sweep's `base_nll, base_perplexity`. rl/README.md lists every key.
 
     python evaluate_rl.py --exercises_per_chapter 1 --students S001 S004 --num_samples 1
     python evaluate_rl.py
-    python evaluate_rl.py --base Qwen/Qwen2.5-1.5B-Instruct --trained ipo=data/qwen/rl_A grpo=data/qwen/rl_B \
-        --device cuda
+    python evaluate_rl.py --base Qwen/Qwen2.5-1.5B-Instruct --device cuda \
+        --trained ipo=data/qwen/rl_A no_memory=data/qwen/rl_B
 """
 
 import argparse
@@ -23,94 +22,83 @@ from pathlib import Path
 from cot.utils.cli import (
     COT_PROMPT,
     DATA_DIR,
-    PROFILES_DIR,
     Distinct,
     OneLineParser,
-    batch_size,
+    add_generation_flags,
+    add_memory_flags,
     number,
-    run_script,
-    temperature,
+    script_frame,
     writable_dir,
 )
 from cot.utils.errors import UserError
 
 ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]
-# What a policy was trained with is what it is asked with, unless a flag says otherwise.
-FROM_RUN = {"cot_prompt": "cot_prompt", "memory_tokens": "memory_tokens", "top_k": "top_k"}
-FROM_RUN |= {"max_new_tokens": "max_completion_length", "chapters": "chapters"}
-DEFAULTS = {"cot_prompt": COT_PROMPT, "memory_tokens": 256, "top_k": 2, "max_new_tokens": 256}
+# Settings that are those of the first policy's training unless a flag names them, and their values where no
+# policy has a training run.
+AS_TRAINED = {"cot_prompt": COT_PROMPT, "chapters": ["all"], "max_new_tokens": 256, "memory_tokens": 256}
+AS_TRAINED |= {"top_k": 2, "min_similarity": 0.2, "memory_half_life": None}
 
 
 def trained(text: str) -> tuple[str | None, str]:
     """`--trained`'s validator; its module is imported when the flag is used."""
-    from rl.policies import parse_trained
+    from rl.runs import parse_trained
 
     return parse_trained(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
-    parser = OneLineParser(description=__doc__.split("\n", 1)[0])
+    parser = OneLineParser(
+        description=__doc__.split("\n", 1)[0],
+        epilog="Chapters, instruction, memory and tokens of an answer: what no flag names is as the first"
+        " policy was trained.",
+    )
     whole = number(int, 1)
-    policies = parser.add_argument_group("policies").add_argument
-    policies(
-        "--base", metavar="MODEL", help="bundled, a hub name or a folder; unset: what the runs began with"
-    )
-    policies("--trained", type=trained, nargs="+", metavar="NAME=PATH", help="training runs or model folders")
-    policies("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    policies("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of weights")
-    walk = parser.add_argument_group("students and exercises").add_argument
-    walk("--dataset", default="textbook", help="textbook, gsm8k, or a .jsonl or .json file")
-    walk("--students", nargs="+", action=Distinct, default=["all"], metavar="ID", help="whom to follow")
-    walk("--chapters", nargs="+", action=Distinct, metavar="ID", help="unset: those trained on, else all")
-    walk(
-        "--exercises_per_chapter", type=whole, default=4, help="evaluated for each student, of the test split"
-    )
-    walk("--practice", type=number(int, 0), default=3, help="train exercises before each evaluated one")
-    walk("--subset_size", type=whole, default=50, help="the first N questions, outside the textbook")
-    walk("--profiles_dir", type=Path, default=PROFILES_DIR, help="profiles; memories in its memory/")
-    prompt = parser.add_argument_group("prompt; unset: as the first policy was trained").add_argument
-    prompt("--memory", nargs="+", action=Distinct, default=ARMS, choices=ARMS, help="arms, side by side")
-    prompt("--memory_tokens", type=whole, help="tokens of memory in a prompt")
-    prompt("--top_k", type=number(int, 0), help="past exercises retrieved into a prompt")
-    prompt("--cot_prompt", help="the instruction before the question")
-    generation = parser.add_argument_group("generation").add_argument
-    generation("--max_new_tokens", type=whole, help="tokens per answer; unset: as trained")
-    generation(
-        "--temperatures",
-        type=temperature,
-        nargs="+",
-        action=Distinct,
-        default=[0.7],
-        metavar="T",
-        help="0 is greedy",
-    )
-    generation("--num_samples", type=whole, default=2, help="answers per prompt; adaptivity needs 2")
-    generation("--batch_size", type=batch_size, default=None, help="rows decoded at once, or auto")
-    generation("--seed", type=number(int, 0), default=0, help="of students, exercises and sampling")
-    output = parser.add_argument_group("output").add_argument
-    output("--output_dir", type=Path, default=DATA_DIR, help="results lie in <output_dir>/evaluation/")
-    output("--fail_on_error", type=number(float, 0.0, 1.0), default=0.05, help="exit 3 above this share")
-    output("--debug", action="store_true", help="add the traceback to an error")
+
+    add = parser.add_argument_group("policies").add_argument
+    add("--base", metavar="MODEL", help="bundled, a hub name or a folder; unset: what the runs began with")
+    add("--trained", type=trained, nargs="+", metavar="NAME=PATH", help="training runs or model folders")
+    add("--device", default="auto", help="cpu, cuda, cuda:N or mps; auto is the first of CUDA, MPS and CPU")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+
+    add = parser.add_argument_group("exercises and prompt").add_argument
+    add("--dataset", default="textbook", help="textbook, gsm8k, or a .jsonl or .json file")
+    add("--chapters", nargs="+", action=Distinct, metavar="ID", help="of the textbook, or all")
+    add("--exercises_per_chapter", type=whole, default=4, help="evaluated for each student, test split")
+    add("--practice", type=number(int, 0), default=3, help="train exercises before each evaluated one")
+    add("--subset_size", type=whole, default=50, help="the first N questions, outside the textbook")
+    add("--cot_prompt", help="the instruction before the question")
+
+    shows = "what the prompt shows of the student, side by side"
+    add("--memory", nargs="+", action=Distinct, default=ARMS, choices=ARMS, help=shows)
+
+    add_memory_flags(parser)
+    add_generation_flags(parser)
+    parser.set_defaults(students=["all"], temperatures=[0.7], num_samples=2, **dict.fromkeys(AS_TRAINED))
+
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", type=Path, default=DATA_DIR, help="results lie in <output_dir>/evaluation/")
+    add("--fail_on_error", type=number(float, 0.0, 1.0), default=0.05, help="exit 3 above this share")
+    add("--debug", action="store_true", help="print the traceback of an error, too")
     return parser
 
 
 def fill_from_run(args: argparse.Namespace, policies) -> None:
-    """Sets what the user left open: as the first policy with a training run was trained, else as sweeps."""
+    """Sets what the user left open."""
     config = next((policy.config for policy in policies if policy.config), {})
-    for flag, key in FROM_RUN.items():
+    for flag, default in AS_TRAINED.items():
         if getattr(args, flag) is None:
-            trained_with = config.get(key)
-            setattr(args, flag, trained_with if trained_with is not None else DEFAULTS.get(flag))
+            value = config.get("max_completion_length" if flag == "max_new_tokens" else flag)
+            setattr(args, flag, default if value is None else value)
 
 
-def chosen_profiles(args: argparse.Namespace) -> dict:
+def choose_profiles(args: argparse.Namespace) -> dict:
     """The profiles of those to follow.
 
     Raises:
         UserError: no such profile, or too few for the arm `shuffled`.
     """
-    from cot.utils.profiles import load_profiles, pick_students
+    from cot.utils.students import load_profiles, pick_students
 
     profiles = load_profiles(args.profiles_dir)
     names = pick_students(args.students, profiles)
@@ -119,109 +107,185 @@ def chosen_profiles(args: argparse.Namespace) -> dict:
     return {name: profiles[name] for name in names}
 
 
-def follow_students(args: argparse.Namespace, profiles: dict) -> tuple[list, object, str]:
-    """The moments at which students get explanations, the log of what they did, and the data's name."""
-    from rl.walk import cross_moments, walk_textbook
+def follow_students(args: argparse.Namespace, profiles: dict) -> tuple[list, dict, str]:
+    """The moments at which students get explanations, what each of them did, and the data's name.
 
-    if args.dataset != "textbook":
-        from cot.utils.data import load_questions
-        from cot.utils.memory import MemoryLog
+    Raises:
+        UserError: no student has come as far as the chapters.
+    """
+    if args.dataset == "textbook":
+        from cot.utils.textbook import pick_chapters
+        from rl.moments import walk_textbook
 
-        if "time_shuffled" in args.memory:
-            args.memory = [arm for arm in args.memory if arm != "time_shuffled"]
-            print("memory:   without time_shuffled, which needs the textbook's walk", flush=True)
-        questions = load_questions(args.dataset, "test", args.subset_size)
-        log = MemoryLog(args.profiles_dir / "memory")
-        return cross_moments(profiles, questions.questions), log, questions.source
-    from cot.utils.textbook import pick_chapters
+        chapters = pick_chapters(args.chapters)
+        moments, histories = walk_textbook(
+            profiles, chapters, args.exercises_per_chapter, args.practice, args.seed
+        )
+        if not moments:
+            raise UserError(
+                f"--chapters {chapters[0].id}: none of these students has come that far; add --students"
+            )
+        return moments, histories, f"textbook test, {len(chapters)} chapters"
 
-    picked = pick_chapters(args.chapters)
-    walked = walk_textbook(profiles, picked, args.exercises_per_chapter, args.practice, args.seed)
-    if not walked[0]:
-        first = (args.chapters or [picked[0].id])[0]
-        raise UserError(f"--chapters {first}: none of these students has come that far; add --students")
-    return *walked, f"textbook test, {len(picked)} chapters"
+    from cot.utils.memory_arms import cross
+    from cot.utils.questions import load_questions
+    from cot.utils.students import MemoryLog
 
-
-def summarizer(args: argparse.Namespace, policies, profiles: dict, embedder):
-    """From finished records to the document's summary."""
-    from rl.evaluation_answers import answer_questions
-    from rl.evaluation_comparisons import compare_all
-    from rl.evaluation_summary import summarize_evaluation
-
-    def summarize(records: list[dict]) -> dict:
-        summary = summarize_evaluation(records, profiles, embedder)
-        comparisons = compare_all(records, [policy.name for policy in policies], args.memory)
-        trained_with = {policy.name: policy.config.get("memory") for policy in policies[1:]}
-        judged = summary["policies"], comparisons, trained_with, summary["adaptivity"]
-        answers = answer_questions(*judged)
-        return {**summary, "comparisons": comparisons, "answers": answers}
-
-    return summarize
+    questions = load_questions(args.dataset, "test", args.subset_size)
+    log = MemoryLog(args.profiles_dir / "memory")
+    histories = {name: log.read(name) for name in profiles}
+    arms = remember(args, profiles, histories, embedder=None)  # mastery needs no embedder
+    return cross(list(profiles), questions.questions, arms), histories, questions.source
 
 
-def write_report(document: dict, path: Path, policies) -> None:
-    """The figures and the Markdown report beside the result file."""
-    from rl.evaluation_figures import draw_evaluation
-    from rl.evaluation_report import render_report
+def remember(args: argparse.Namespace, profiles: dict, histories: dict, embedder):
+    """What each memory arm shows of these students."""
+    from cot.utils.memory_arms import MemoryArms
 
-    runs = {policy.name: policy.run for policy in policies if policy.run}
-    figures = draw_evaluation(document, runs, path.parent / "figures", path.stem.removeprefix("evaluation_"))
-    report = path.with_suffix(".md")
-    report.write_text(
-        render_report(document, [f"figures/{figure.name}" for figure in figures]), encoding="utf-8"
+    return MemoryArms(
+        profiles,
+        histories,
+        embedder,
+        seed=args.seed,
+        top_k=args.top_k,
+        min_similarity=args.min_similarity,
+        half_life_days=args.memory_half_life,
     )
-    for answer in document["summary"]["answers"]:
-        print(f"{answer['question']} {answer['policy']}: {answer['answer']}")
+
+
+def build_rows(args: argparse.Namespace, policies, moments: list, arms) -> list:
+    """Every policy at every moment in every arm; says where an arm does not exist."""
+    from cot.utils.runner import expand
+
+    arms.shift_times(moments)
+    shown, absent = [], 0
+    for index, moment in enumerate(moments):
+        for arm in args.memory:
+            if arms.can_show(moment, arm):
+                shown.append((index, moment, arms.show(moment, arm)))
+            else:
+                absent += 1
+    if absent:
+        why = "their student has no other moment"
+        print(f"memory:   no time_shuffled at {absent} of {len(moments)} moments: {why}", flush=True)
+    return [
+        row
+        for policy in policies
+        for index, moment, memory in shown
+        for row in expand(policy.name, index, moment, memory, args.temperatures, args.num_samples)
+    ]
+
+
+def measure(records: list[dict], evaluation, scorers) -> None:
+    """Adds what is cheaper over all answers at once, and every text's likelihood under the base."""
+    from cot.utils.comparisons import BASE
+    from cot.utils.records import add_base_likelihood, add_metrics
+
+    add_metrics(records, scorers.embedder, scorers.nlp)
+    engine, prompts = evaluation.load(BASE)
+    add_base_likelihood(records, engine, prompts)
+
+
+def summarize(records: list[dict], args: argparse.Namespace, policies, profiles: dict, embedder) -> dict:
+    """A result file's summary: tables by policy and arm, comparisons, and the verdicts that they allow."""
+    from cot.utils.comparisons import adaptivity, compare_all, group
+    from cot.utils.summary import describe_policies
+    from rl.report import answer_questions
+
+    tables = describe_policies(records, profiles)
+    comparisons = compare_all(records, list(tables), args.memory)
+    adaptive = {name: adaptivity(rows, embedder) for name, rows in group(records, "policy").items()}
+    trained_with = {policy.name: policy.config.get("memory") for policy in policies[1:]}
+    return {
+        "policies": tables,
+        "comparisons": comparisons,
+        "adaptivity": adaptive,
+        "verdicts": answer_questions(tables, comparisons, trained_with, adaptive),
+    }
+
+
+def write_report(evaluation, document: dict, policies) -> None:
+    """The figures and the Markdown report beside the result files."""
+    from cot.utils.figures import draw_evaluation
+    from rl.report import render_evaluation
+
+    figures = draw_evaluation(
+        document["summary"],
+        records=evaluation.in_order(),
+        runs={policy.name: policy.run for policy in policies if policy.run},
+        folder=evaluation.folder / "figures",
+        stamp=evaluation.stamp,
+    )
+    report = evaluation.folder / f"report_{evaluation.stamp}.md"
+    text = render_evaluation(document, [f"figures/{figure.name}" for figure in figures])
+    report.write_text(text, encoding="utf-8")
+
+    for verdict in document["summary"]["verdicts"]:
+        print(f"{verdict['question']} {verdict['policy']}: {verdict['verdict']}")
     print(f"report:   {report}", flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Policies, students, prompts, answers, measures, report; returns the exit code."""
-    from rl.policies import resolve_policies
+    """Policies, moments, memories, answers, measures, report; returns the exit code."""
+    from rl.runs import resolve_policies
 
+    # who is asked what: a wrong flag ends here, before anything heavy loads
     policies = resolve_policies(args.base, args.trained)
     fill_from_run(args, policies)
-    profiles = chosen_profiles(args)
+    profiles = choose_profiles(args)
     folder = writable_dir(args.output_dir / "evaluation")
-    moments, log, source = follow_students(args, profiles)
-    from cot.utils.devices import pick_device
-    from cot.utils.metrics import load_spacy
-    from cot.utils.retrieval import load_embedder
-    from cot.utils.runtime import keep_bars_out_of_logs
-    from rl.evaluation import Evaluation
-    from rl.evaluation_prompts import show_memories
-    from rl.walk import MemoryArms
+    moments, histories, source = follow_students(args, profiles)
 
-    device = str(pick_device(args.device))
-    keep_bars_out_of_logs()
+    from cot.utils.memory_arms import PromptShape
+    from cot.utils.models import pick_device
+    from cot.utils.runner import Run
+    from cot.utils.sweeps import load_scorers
+
+    # what each arm shows at each moment
+    scorers, device = load_scorers(), str(pick_device(args.device))
+    arms = remember(args, profiles, histories, scorers.embedder)
+    rows = build_rows(args, policies, moments, arms)
+    questions = len({moment.question.id for moment in moments})
     for policy in policies:
-        print(f"{policy.name + ':':9} {policy.source.name}", flush=True)
-    embedder, nlp = load_embedder(), load_spacy()
-    memories = MemoryArms(profiles, log, embedder, args.top_k, moments, args.seed)
-    shown = show_memories(moments, args.memory, memories)
-    questions = {moment.question.id for moment in moments}
-    config = {
-        "policies": [policy.describe() for policy in policies],
-        "device": device,
-        "dataset_source": source,
-        "moments": len(moments),
-        "questions": len(questions),
-        "students_followed": len({moment.student_id for moment in moments}),
-        "embedder": {"name": embedder.name, "revision": embedder.revision},
-    }
-    print(f"data:     {source}: {len(moments)} moments, {len(questions)} exercises, {len(profiles)} students")
-    evaluation = Evaluation(args, policies, shown, memories, profiles, config, folder)
-    print(f"rows:     {len(evaluation.keys)} on {device}, arms: {' '.join(args.memory)}", flush=True)
-    code, document, path = evaluation.run(embedder, nlp, summarizer(args, policies, profiles, embedder))
-    write_report(document, path, policies)
+        print(f"{policy.name + ':':9} {policy.source.name}")
+    print(f"data:     {source}: {len(moments)} moments, {questions} exercises, {len(profiles)} students")
+    print(f"rows:     {len(rows)} on {device}, arms: {' '.join(args.memory)}", flush=True)
+
+    evaluation = Run(
+        script=Path(__file__).name,
+        args=args,
+        rows=rows,
+        sources={policy.name: policy.source for policy in policies},
+        shape=PromptShape(args.cot_prompt, args.memory_tokens),
+        profiles=profiles,
+        config={
+            "policies": [policy.describe() for policy in policies],
+            "device": device,
+            "dataset_source": source,
+            "moments": len(moments),
+            "questions": questions,
+            "students_followed": len(profiles),
+            **scorers.describe(),
+        },
+        folder=folder,
+    )
+    with evaluation:
+        evaluation.generate()
+        path, document = evaluation.finish(
+            measure=lambda records: measure(records, evaluation, scorers),
+            summarize=lambda records: summarize(records, args, policies, profiles, scorers.embedder),
+        )
+    write_report(evaluation, document, policies)
     print(path)
-    return code
+    return evaluation.exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
     """Checks the flags, then runs."""
-    return run_script(run, build_parser().parse_args(argv))
+    args = build_parser().parse_args(argv)
+    with script_frame(args.debug) as outcome:
+        outcome.exit_code = run(args)
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

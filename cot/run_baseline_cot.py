@@ -4,8 +4,8 @@
 Each question is answered at every temperature, from one prefill of its prompt (Wei et al. 2022,
 Chain-of-thought prompting elicits reasoning in large language models). Reads GSM8K, the bundled textbook
 or a local file. Writes `results_temp_<T>_<timestamp>.json` for each temperature, `summary_<timestamp>.json`
-over all of them, and the journal from which the same command continues an interrupted run. README.md lists
-every JSON key.
+over all of them, and the journal from which the same command continues an interrupted run. cot/README.md
+lists every JSON key.
 
 A small smoke run, and the run on a GPU:
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import OneLineParser, add_sweep_flags, run_script
+from cot.utils.cli import OneLineParser, add_sweep_flags, script_frame, writable_dir
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,50 +29,59 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build_cells(args, questions, runtime) -> list:
-    """One prompt a question."""
-    from cot.utils.data import worked_examples
-    from cot.utils.prompts import build_prompt
-    from cot.utils.records import Cell
-    from cot.utils.runtime import prompt_room
-
-    examples = worked_examples(args.num_fewshot)
-    room = prompt_room(runtime, args.max_new_tokens)
-    return [
-        Cell(
-            index,
-            question,
-            build_prompt(
-                runtime.tokenizer,
-                question.question,
-                args.cot_prompt,
-                examples=examples,
-                max_prompt_tokens=room,
-            ),
-        )
-        for index, question in enumerate(questions)
-    ]
-
-
 def run(args: argparse.Namespace) -> int:
     """Questions to prompts to engine to metrics to results; returns the exit code."""
-    from cot.utils.data import load_questions
-    from cot.utils.runtime import base_config, choose_model, load_runtime
-    from cot.utils.sweep import Sweep
+    from cot.utils.memory_arms import Moment, PromptShape, StudentMemory
+    from cot.utils.model_names import family
+    from cot.utils.models import choose_model
+    from cot.utils.questions import load_questions, worked_examples
+    from cot.utils.runner import Run, expand
+    from cot.utils.sweeps import announce, finish_sweep, load_scorers
 
+    # what is asked, of whom: checked before a model is loaded
     source = choose_model(args.model_name, args.device)
+    folder = writable_dir(args.output_dir / family(source))
     questions = load_questions(
         args.dataset, args.split, args.subset_size, args.seed if args.shuffle else None
     )
-    runtime = load_runtime(args, source, questions)
-    cells = build_cells(args, questions.questions, runtime)
-    sweep = Sweep(Path(__file__).name, args, cells, base_config(runtime, questions), runtime.folder)
-    return sweep.run(runtime.engine, runtime.embedder, runtime.nlp)
+    config = announce(args, source, questions)
+    scorers = load_scorers()
+
+    # one prompt a question, one row for each temperature and sample
+    rows = []
+    for index, question in enumerate(questions.questions):
+        rows += expand(
+            policy=source.name,
+            index=index,
+            moment=Moment(question),
+            memory=StudentMemory(arm=None),
+            temperatures=args.temperatures,
+            num_samples=args.num_samples,
+        )
+
+    examples = tuple(worked_examples(args.num_fewshot))
+    shape = PromptShape(instruction=args.cot_prompt, examples=examples)
+    with Run(
+        script=Path(__file__).name,
+        args=args,
+        rows=rows,
+        sources={source.name: source},
+        shape=shape,
+        profiles={},
+        config=config | scorers.describe(),
+        folder=folder,
+    ) as sweep:
+        sweep.generate()
+        finish_sweep(sweep, scorers)
+    return sweep.exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
     """Checks the flags, then runs."""
-    return run_script(run, build_parser().parse_args(argv))
+    args = build_parser().parse_args(argv)
+    with script_frame(args.debug) as outcome:
+        outcome.exit_code = run(args)
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

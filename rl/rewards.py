@@ -1,23 +1,26 @@
 """The parts of the reward: is the answer right, well formed, and fit for this very student?
 
-Every part is a function with TRL's signature: `completions` and the data set's columns as lists of equal
-length in, one value a completion out, None where the part does not apply to the row. The columns are those
-of `rl.prompts_dataset`. The parts that value fit are multiplied by `correct`, so that fit alone is worth
-nothing: under `DEFAULT_WEIGHTS` a wrong answer reaches at most 0.1, while a correct one within the length
-budget has at least 1 - 0.2 (margin) - 0.2 (repetition) = 0.6.
+Every part is a function with TRL's signature: `completions` and the data set's columns (those of
+`rl.moments.build_rows`) as lists of equal length in, one value a completion out, None where the part does not
+apply to the row. The parts that value fit are multiplied by `correct`, so that fit alone is worth nothing:
+under `DEFAULT_WEIGHTS` a wrong answer reaches at most 0.1, while a correct one within the length budget has
+at least 1 - 0.2 (margin) - 0.2 (repetition) = 0.6. `RewardTable` computes all parts of a batch at once.
 """
 
 import random
 import re
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
 
-from cot.utils import scaffolding
+from cot.utils import metrics
 from cot.utils.answers import score_answer
 from cot.utils.equations import equations
 from cot.utils.errors import UserError
-from cot.utils.fidelity import copying, fidelity
-from cot.utils.profiles import Profile
+from cot.utils.fidelity import copying, fidelity, names_student
+from cot.utils.files import append_json_lines
+from cot.utils.students import Profile
 
 DEFAULT_WEIGHTS = {
     "correct": 1.0,
@@ -34,10 +37,14 @@ TUTOR_WEIGHTS = DEFAULT_WEIGHTS | {"fidelity": 1.0, "memory_margin": 0.5}
 MAX_COPYING = 0.2  # share of 8-grams from the memory above which fit counts nothing
 SOFT_SHARE = 0.2  # of the completion's budget, at its end, over which `overlong` falls from 0 to -1
 REPETITION_NGRAM = 3
+# What scoring a text can raise: a gold answer that does not parse, broken arithmetic, a missing column.
+ROW_ERRORS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError)
+SAMPLE_ROWS = 8  # written of each process's sampled batch: one group of the usual size
 
 _FINAL_LINE = re.compile(r"#### -?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
 
 Rewards = list[float | None]
+Fit = Callable[[str, str], float]  # (text, student_id) to the share of the student's wishes that it meets
 
 
 def correct(completions: Sequence[str], gold_solution: Sequence[str], **_columns) -> Rewards:
@@ -69,101 +76,101 @@ def well_formed(completions: Sequence[str], **_columns) -> Rewards:
 def fits_preferences(
     completions: Sequence[str],
     gold_solution: Sequence[str],
-    profile: Sequence[str | None],
+    fit_to: Sequence[str | None],
     memory: Sequence[str],
+    fit: Fit,
     **_columns,
 ) -> Rewards:
     """`correct` x the share of the student's checkable wishes that the text meets (style and preferences).
 
     Range [0, 1]; 0 where more than `MAX_COPYING` of the text's 8-grams stand in the memory; None where the
-    row has no profile to fit. Source: PrefEval's constraint satisfaction (Zhao et al. 2025,
+    row is not judged for fit. Source: PrefEval's constraint satisfaction (Zhao et al. 2025,
     arXiv 2502.09597), checked by program.
 
     Args:
-        profile: the student's profile as JSON.
+        fit_to: the student's id, None where the row is not judged for fit.
         memory: the memory that stands in the prompt.
 
-    >>> p = '{"student_id": "S", "grade_level": "2nd grade", "strengths": [], "challenges": [],'
-    >>> p += ' "learning_preferences": [], "explanation_style": "equations_first"}'
-    >>> fits_preferences(["4+3=7\\n#### 7", "So 4+3=7\\n#### 7"], ["#### 7"] * 2, [p, p], ["", ""])
-    [1.0, 0.0]
+    >>> fit = {"S1": 0.5, "S2": 1.0}
+    >>> texts = ["4+3=7\\n#### 7", "4+3=8\\n#### 8"]
+    >>> fits_preferences(texts, ["#### 7"] * 2, ["S1", "S2"], ["", ""], lambda text, student: fit[student])
+    [0.5, 0.0]
     """
-    rows = zip(completions, correct(completions, gold_solution), profile, memory, strict=True)
+    rows = zip(completions, correct(completions, gold_solution), fit_to, memory, strict=True)
     return [
-        None if student is None else right * (_copied(text, known) <= MAX_COPYING) * _fit(text, student)
-        for text, right, student, known in rows
+        None if student is None else right * (_copied(text, shown) <= MAX_COPYING) * fit(text, student)
+        for text, right, student, shown in rows
     ]
 
 
 def memory_margin(
     completions: Sequence[str],
     gold_solution: Sequence[str],
-    profile: Sequence[str | None],
-    other_profiles: Sequence[Sequence[str]],
+    fit_to: Sequence[str | None],
+    other_students: Sequence[Sequence[str]],
     memory: Sequence[str],
+    fit: Fit,
     **_columns,
 ) -> Rewards:
     """`correct` x (fit to this student - mean fit to other students): what is this student's alone.
 
     Range [-1, 1]; at most 0 where the text copies the memory (as in `fits_preferences`); None where the row
-    has no profile or no other student. Needs no further generation. Source: memory specificity, as
-    in `cot.utils.fidelity`, within one text.
+    is not judged for fit or there is no other student. Needs no further generation. Source: memory
+    specificity (`cot.utils.comparisons`), within one text.
 
     Args:
-        other_profiles: profiles of three or four other students, as JSON.
+        other_students: ids of three or so others.
 
-    >>> p = '{"student_id": "S", "grade_level": "2nd grade", "strengths": [], "challenges": [],'
-    >>> p += ' "learning_preferences": [], "explanation_style": "equations_first"}'
-    >>> q = p.replace("equations_first", "guiding_questions")
-    >>> memory_margin(["4+3=7\\n#### 7"], ["#### 7"], [p], [[q, p]], [""])  # 1 - (0 + 1) / 2
+    >>> fit = {"S1": 1.0, "S2": 0.0, "S3": 1.0}
+    >>> rows = {"gold_solution": ["#### 7"], "fit_to": ["S1"], "other_students": [["S2", "S3"]]}
+    >>> memory_margin(["#### 7"], memory=[""], fit=lambda text, student: fit[student], **rows)
     [0.5]
     """
-    rows = zip(completions, correct(completions, gold_solution), profile, other_profiles, memory, strict=True)
+    rights = correct(completions, gold_solution)
     margins: Rewards = []
-    for text, right, student, others, known in rows:
+    for text, right, student, others, shown in zip(
+        completions, rights, fit_to, other_students, memory, strict=True
+    ):
         if student is None or not others:
             margins.append(None)
             continue
-        margin = _fit(text, student) - sum(_fit(text, other) for other in others) / len(others)
-        margins.append(right * (min(margin, 0.0) if _copied(text, known) > MAX_COPYING else margin))
+        margin = fit(text, student) - sum(fit(text, other) for other in others) / len(others)
+        margins.append(right * (min(margin, 0.0) if _copied(text, shown) > MAX_COPYING else margin))
     return margins
 
 
 def scaffold_fit(
     completions: Sequence[str],
     gold_solution: Sequence[str],
-    profile: Sequence[str | None],
+    fit_to: Sequence[str | None],
     mastery: Sequence[float | None],
     steps: Sequence[int],
+    profiles: Mapping[str, Profile],
     **_columns,
 ) -> Rewards:
     """`correct` x (1 - min(1, |n - target| / target)) x share of the equations that are valid.
 
     n counts distinct valid equations; the target is the gold solution's steps, one more where the student
     has not mastered the skill, and one more where the style asks for a check. Range [0, 1]; 0 without an
-    equation; None where the row has no profile or the skill's mastery is unknown.
+    equation; None where the row is not judged for fit or the skill's mastery is unknown.
 
     Args:
         mastery: P(known) of the exercise's skill, in [0, 1].
         steps: calculations in the gold solution.
-
-    >>> p = '{"student_id": "S", "grade_level": "2nd grade", "strengths": [], "challenges": [],'
-    >>> p += ' "learning_preferences": [], "explanation_style": "equations_first"}'
-    >>> texts = ["4+3=7\\n#### 7", "4+3=7\\n7-3=4\\n#### 7"]
-    >>> scaffold_fit(texts, ["#### 7"] * 2, [p, p], [0.3, 0.3], [1, 1])  # target 2: 1 - 1/2, and 1
-    [0.5, 1.0]
     """
-    rows = zip(completions, correct(completions, gold_solution), profile, mastery, steps, strict=True)
+    rights = correct(completions, gold_solution)
     scores: Rewards = []
-    for text, right, student, known, gold_steps in rows:
-        if student is None or known is None:
+    for text, right, student, p_known, gold_steps in zip(
+        completions, rights, fit_to, mastery, steps, strict=True
+    ):
+        if student is None or p_known is None:
             scores.append(None)
             continue
         found = equations(text)
         valid = [equation.key for equation in found if equation.valid]
-        target = scaffolding.scaffold_target(gold_steps, known, _parse(student).explanation_style)
-        fit = scaffolding.scaffold_fit(len(set(valid)), target)
-        scores.append(right * fit * len(valid) / len(found) if found else 0.0)
+        target = metrics.scaffold_target(gold_steps, p_known, profiles[student].explanation_style)
+        support = metrics.scaffold_fit(len(set(valid)), target)
+        scores.append(right * support * len(valid) / len(found) if found else 0.0)
     return scores
 
 
@@ -202,22 +209,32 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def reward_parts(names: Sequence[str], max_completion_length: int) -> dict[str, Callable[..., Rewards]]:
+def reward_parts(
+    names: Sequence[str], profiles: Mapping[str, Profile], max_completion_length: int
+) -> dict[str, Callable[..., Rewards]]:
     """The functions of the named parts.
 
     `overlong` and `repetition` are TRL's: 0 up to 80 % of the budget, then falling to -1 at its end (DAPO,
     arXiv 2503.14476, equation 13); minus the share of repeated token 3-grams (arXiv 2502.03373, appendix
     C.2).
+
+    Args:
+        profiles: of all students that a row names.
+        max_completion_length: in tokens.
     """
     from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment
 
+    @lru_cache(maxsize=8192)  # the texts of a group are often equal, and two parts ask the same
+    def fit(text: str, student_id: str) -> float:
+        return fidelity(text, profiles[student_id])
+
     soft_tokens = max(1, round(SOFT_SHARE * max_completion_length))
-    parts = {
+    parts: dict[str, Callable[..., Rewards]] = {
         "correct": correct,
         "format": well_formed,
-        "fidelity": fits_preferences,
-        "memory_margin": memory_margin,
-        "scaffold_fit": scaffold_fit,
+        "fidelity": partial(fits_preferences, fit=fit),
+        "memory_margin": partial(memory_margin, fit=fit),
+        "scaffold_fit": partial(scaffold_fit, profiles=profiles),
         "overlong": get_soft_overlong_punishment(max_completion_length, soft_tokens),
         "repetition": get_repetition_penalty_reward(REPETITION_NGRAM, -1.0),
         "coin": coin,
@@ -225,15 +242,9 @@ def reward_parts(names: Sequence[str], max_completion_length: int) -> dict[str, 
     return {name: parts[name] for name in names}
 
 
-# Several parts ask the same of a text, and the texts of a group are often equal: each is computed once.
 @lru_cache(maxsize=8192)
 def _right(text: str, gold_solution: str) -> float:
     return float(score_answer(text, gold_solution).correct)
-
-
-@lru_cache(maxsize=8192)
-def _fit(text: str, profile: str) -> float:
-    return fidelity(text, _parse(profile))
 
 
 @lru_cache(maxsize=8192)
@@ -241,6 +252,96 @@ def _copied(text: str, memory: str) -> float:
     return copying(text, memory)
 
 
-@lru_cache(maxsize=1024)
-def _parse(profile: str) -> Profile:
-    return Profile.model_validate_json(profile)
+class RewardTable:
+    """All parts' values for the batch at hand: one bad row costs that row, and what was paid stays readable.
+
+    TRL asks one function after the other. The first call computes every part for every row, the others look
+    theirs up. A part that raises on a row makes all parts of that row None, so that TRL leaves the row out.
+
+    Attributes:
+        errors: rows left out so far because a part raised.
+        last_error: what it raised last.
+        seconds: spent on rewards so far.
+
+    Args:
+        parts: reward functions by name.
+        samples: file for sampled completions of all processes, None for none.
+        sample_every: steps between two samples.
+        writes: whether this process writes the file, as one of them does.
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, Callable[..., Rewards]],
+        samples: Path | None = None,
+        sample_every: int = 10,
+        writes: bool = True,
+    ) -> None:
+        self._parts = parts
+        self._samples, self._sample_every, self._writes = samples, sample_every, writes
+        self._batch: Sequence[str] | None = None  # held, so that its identity cannot be another batch's
+        self._columns: dict[str, Rewards] = {}
+        self.errors, self.last_error, self.seconds = 0, "", 0.0
+
+    def functions(self) -> list[Callable[..., Rewards]]:
+        """One reward function a part, in the parts' order; TRL names its metrics by `__name__`."""
+
+        def column_of(name: str) -> Callable[..., Rewards]:
+            def column(**batch) -> Rewards:
+                self._update(batch)
+                return self._columns[name]
+
+            column.__name__ = name
+            return column
+
+        return [column_of(name) for name in self._parts]
+
+    def _update(self, batch: dict) -> None:
+        """Computes the whole table when the batch is a new one."""
+        if self._batch is batch["completions"]:
+            return
+        started = time.monotonic()
+        self._fill(batch)
+        self._batch = batch["completions"]
+        self._report(batch)
+        self.seconds += time.monotonic() - started
+
+    def _fill(self, batch: dict) -> None:
+        columns = {key: values for key, values in batch.items() if isinstance(values, list)}
+        table: list[dict[str, float | None]] = []
+        for row in range(len(batch["completions"])):
+            one = {key: [values[row]] for key, values in columns.items()}
+            try:
+                table.append({name: part(**one)[0] for name, part in self._parts.items()})
+            except ROW_ERRORS as error:
+                self.errors += 1
+                self.last_error = f"{type(error).__name__}: {error}"
+                table.append(dict.fromkeys(self._parts))
+        self._columns = {name: [values[name] for values in table] for name in self._parts}
+
+    def _report(self, batch: dict) -> None:
+        """Copying and naming as metrics of the step; now and then a group of completions as JSON lines."""
+        texts = batch["completions"]
+        copied = [copying(text, memory) for text, memory in zip(texts, batch["memory"], strict=True)]
+        named = [
+            names_student(text, student, "") for text, student in zip(texts, batch["student_id"], strict=True)
+        ]
+        if "log_metric" in batch:
+            batch["log_metric"]("copying", sum(copied) / len(copied))
+            batch["log_metric"]("names_student", sum(named) / len(named))
+
+        step = 1 + batch["trainer_state"].global_step if "trainer_state" in batch else 1
+        if self._samples is None or (step - 1) % self._sample_every:
+            return
+        from accelerate.utils import gather_object
+
+        fields = ("student_id", "memory_arm", "question_id", "gold_solution", "memory")
+        records = []
+        for row in range(min(SAMPLE_ROWS, len(texts))):
+            record = {"step": step, **{field: batch[field][row] for field in fields}}
+            record |= {"prompt": batch["prompts"][row], "completion": texts[row]}
+            record["rewards"] = {name: values[row] for name, values in self._columns.items()}
+            records.append(record | {"copying": copied[row]})
+        records = gather_object(records)  # every process takes part
+        if self._writes:
+            append_json_lines(self._samples, records)

@@ -1,226 +1,245 @@
 #!/usr/bin/env python3
 """Train every arm with several seeds and compare them on held-out exercises: what does memory add to GRPO?
 
-Arms: `ipo` (own memory, all rewards), `none` (no memory), `shuffled` (another student's memory, all
-rewards), `correctness` (own memory, rewarded for correctness only), `random` (own memory, rewarded by a
-coin). Every policy and the base answer exercises of templates never trained on, in the usual wordings and in
-wordings of a kind never trained on, with the own memory and without. Each run is one of
-`rl/train_rl_memory.py`. Reads `profiles/` and the textbook. Writes a folder: `<arm>_<seed>/` for each run
-with its `train.log`, `answers_*.jsonl` (one answer a line), `experiment.json` (result contract;
-`summary.table`, `summary.hypotheses`), `experiment.md`, `curves.png`. The same command continues an
-interrupted experiment.
+Arms: `ipo` (own memory, all rewards), `no_memory` (no memory, all rewards that need none), `shuffled_memory`
+(another student's memory, all rewards), `correctness_only` (own memory, rewarded for correctness),
+`random_reward` (own memory, rewarded by a coin). Every policy and the base answer exercises of templates that
+training has not, in the usual wordings and in novel ones, with the own memory and without. Each training is a
+process of `rl/train_rl_memory.py`. Reads `profiles/` and the textbook. Writes a folder: `<arm>_<seed>/` for
+each training with its `train.log`, the files of every run (`results_temp_<T>_<stamp>.json` and
+`summary_<stamp>.json`, whose `summary` has `rows_done, table, verdicts, timing`), `experiment.md` and
+`curves.png`. The same command continues an interrupted experiment; with more arms or seeds it adds to it.
 
-    python rl/run_experiment.py --seeds 0 --arms ipo none --max_steps 4 --exercises_per_chapter 4
+    python rl/run_experiment.py --seeds 0 --arms ipo no_memory --max_steps 4 --exercises_per_chapter 4
     python rl/run_experiment.py
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import DATA_DIR, PROFILES_DIR, OneLineParser, flags_of, number, run_script
-from cot.utils.cli import writable_dir as writable
-from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError
-from rl.grpo_flags import DEFAULTS, find_tutor
+from cot.utils.cli import (
+    COT_PROMPT,
+    DATA_DIR,
+    PROFILES_DIR,
+    Distinct,
+    OneLineParser,
+    flags_of,
+    number,
+    script_frame,
+    temperature,
+    writable_dir,
+)
+from cot.utils.errors import EXIT_UNEXPECTED, UserError
+from rl.settings import PRESETS
 
 CORRECTNESS = "correct=1,format=0.1,overlong=1,repetition=0.2"
 ARMS = {  # flags of the training script
     "ipo": ["--memory", "own"],
-    "none": ["--memory", "none"],
-    "shuffled": ["--memory", "shuffled"],
-    "correctness": ["--memory", "own", "--reward_weights", CORRECTNESS],
-    "random": ["--memory", "own", "--reward_weights", "coin=1"],
+    "no_memory": ["--memory", "none"],
+    "shuffled_memory": ["--memory", "shuffled"],
+    "correctness_only": ["--memory", "own", "--reward_weights", CORRECTNESS],
+    "random_reward": ["--memory", "own", "--reward_weights", "coin=1"],
 }
-LOG = "train.log"  # of a run, in its folder
+SETS = (("usual", "own"), ("usual", "none"), ("novel", "own"))  # wording, and what the prompt shows
 HELD_OUT_SEED = 1_000_003  # of the evaluated exercises: the same for all arms and seeds
+LOG = "train.log"  # of a training, in its folder
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags; what else training needs has the CPU defaults of the training script."""
     parser = OneLineParser(description=__doc__.split("\n", 1)[0])
-    add = parser.add_argument
+    add, cpu = parser.add_argument, PRESETS["cpu"]
     add("--model_name", default="tutor", help="the base: tutor, bundled, a hub name or a folder")
-    add("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="to train")
-    add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2], help="of training")
-    add(
-        "--max_steps", type=number(int, 1), default=DEFAULTS["cpu"]["max_steps"], help="optimizer steps a run"
-    )
+    add("--arms", nargs="+", action=Distinct, default=list(ARMS), choices=ARMS, help="to train")
+    add("--seeds", nargs="+", action=Distinct, type=number(int, 0), default=[0, 1, 2], help="of training")
+    add("--max_steps", type=number(int, 1), default=cpu["max_steps"], help="optimizer steps of a training")
     add("--profiles_dir", type=Path, default=PROFILES_DIR, help="profiles; memories in its memory/")
     add("--exercises_per_chapter", type=number(int, 1), default=80, help="held out, of each wording")
     add("--students_per_exercise", type=number(int, 2), default=2, help="for whom each is explained")
-    add("--temperatures", nargs="+", type=number(float, 0, 2), default=[0.0, 1.0], help="0 is greedy")
-    add("--jobs", type=number(int, 1), default=2, help="training runs at once, sharing the cores")
-    add("--output_dir", type=Path, default=DATA_DIR / "tutor" / "experiment", help="of all runs")
-    add("--debug", action="store_true", help="add the traceback to an error")
+    add(
+        "--temperatures", nargs="+", action=Distinct, type=temperature, default=[0.0, 1.0], help="0 is greedy"
+    )
+    add("--jobs", type=number(int, 1), default=2, help="trainings at once, sharing the cores")
+    add("--output_dir", type=Path, default=DATA_DIR / "tutor" / "experiment", help="of the experiment")
+    add("--debug", action="store_true", help="print the traceback of an error, too")
+    # how the held-out exercises are answered is no choice: all arms and seeds are compared
+    parser.set_defaults(device="cpu", dtype="auto", batch_size=None, seed=HELD_OUT_SEED, fail_on_error=0.05)
+    parser.set_defaults(max_new_tokens=cpu["max_completion_length"])
     return parser
 
 
-def threads_each(jobs: int) -> int:
-    """Threads of one of several processes that share the cores."""
-    return max(1, (os.cpu_count() or 1) // jobs)
+def train_arms(args: argparse.Namespace, contents: dict) -> dict[tuple[str, int], Path]:
+    """Trains what is not trained, `--jobs` at a time; the folder of each training by (arm, seed).
 
-
-class Trainings:
-    """The training runs, `--jobs` at a time, each one a process of the training script.
-
-    Attributes:
-        folders: of the runs, by (arm, seed), in the order in which they begin: arm after arm for each seed.
-    """
-
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        self._args = args
-        self.folders = {(arm, seed): folder / f"{arm}_{seed}" for seed in args.seeds for arm in args.arms}
-        self._processes: list[subprocess.Popen] = []
-        self._started, self._done = time.monotonic(), 0
-
-    def finished(self) -> Iterator[tuple[str, int]]:
-        """Yields each run when it is finished; one that was finished before is not trained again.
-
-        Raises:
-            UserError: training failed.
-        """
-        pool = ThreadPoolExecutor(self._args.jobs)
-        try:
-            for run, code in zip(self.folders, pool.map(self._train, self.folders), strict=True):
-                if code:
-                    log = self.folders[run] / LOG
-                    raise UserError(
-                        f"{run[0]}, seed {run[1]}: training failed; {log} says why", EXIT_UNEXPECTED
-                    )
-                yield run
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in self._processes:
-                if process.poll() is None:
-                    process.terminate()  # it saves a checkpoint first
-                    process.wait()
-
-    def _train(self, run: tuple[str, int]) -> int:
-        from rl.run_folder import read_run
-
-        (arm, seed), folder, args = run, self.folders[run], self._args
-        if read_run(folder).get("status") == "success":
-            return 0
-        command = [sys.executable, str(Path(__file__).with_name("train_rl_memory.py")), *ARMS[arm]]
-        command += ["--seed", str(seed), "--output_dir", str(folder), "--model_name", args.model_name]
-        command += ["--profiles_dir", str(args.profiles_dir), "--max_steps", str(args.max_steps)]
-        command += ["--device_kind", "cpu", "--dataset", "textbook"]
-        # waiting threads that spin would slow the other runs down
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads_each(args.jobs)),
-            "OMP_WAIT_POLICY": "PASSIVE",
-        }
-        with (writable(folder) / LOG).open("a", encoding="utf-8") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            self._processes.append(process)
-            code = process.wait()
-        self._done += 1
-        seconds = time.monotonic() - self._started
-        left = seconds / self._done * (len(self.folders) - self._done)
-        print(f"{arm}, seed {seed}: trained; {seconds:.0f} s, at most {left:.0f} s left", flush=True)
-        return code
-
-
-def make_held_out(args: argparse.Namespace):
-    """What every policy is asked."""
-    from cot.utils.cli import COT_PROMPT
-    from cot.utils.memory import MemoryLog
-    from cot.utils.profiles import load_profiles
-    from cot.utils.textbook import pick_chapters
-    from rl.experiment_answers import HeldOut
-    from rl.prompts_dataset import Students
-
-    defaults = DEFAULTS["cpu"]
-    chapters = pick_chapters(defaults["chapters"])
-    students = Students(load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory"), None, 0)
-    size = args.exercises_per_chapter, args.students_per_exercise, HELD_OUT_SEED
-    situations = {"usual": students.held_out_situations(chapters, *size)}
-    situations["novel"] = students.held_out_situations(chapters, size[0], 1, size[2], novel_phrasing=True)
-    prompt = {"instruction": COT_PROMPT, "memory_tokens": defaults["memory_tokens"]}
-    prompt["max_prompt_tokens"] = defaults["max_prompt_length"]
-    tokens = defaults["max_completion_length"]
-    return HeldOut(students, situations, prompt, tokens, args.temperatures, HELD_OUT_SEED)
-
-
-def answer(held_out, model_name: str, path: Path) -> list[dict]:
-    """A policy's answers, from the file where it has answered before."""
-    from cot.utils.model_source import resolve_model
-    from cot.utils.models import load_model
-    from rl.experiment_answers import answer_held_out, read_answers
-
-    if not path.exists():
-        print(f"answers: {path.name}", flush=True)
-        model, tokenizer = load_model(resolve_model(model_name), "cpu")
-        answer_held_out(model.eval(), tokenizer, held_out, path)
-    return read_answers(path)
-
-
-def keep_config(path: Path, config: dict) -> None:
-    """Remembers what decides the answers, arms and seeds aside: those may be added.
+    Args:
+        contents: fingerprints of what trainings share, as their `run.json` names them.
 
     Raises:
-        UserError: the folder holds an experiment with other settings.
+        UserError: a training failed, or one that is there had other settings.
     """
-    from cot.utils.results import write_json
+    trainings = [(arm, seed) for seed in args.seeds for arm in args.arms]
+    folders = {(arm, seed): args.output_dir / f"{arm}_{seed}" for arm, seed in trainings}
+    waiting = [each for each in trainings if not is_trained(args, *each, folders[each], contents)]
+    total, started, running = len(waiting), time.monotonic(), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                arm, seed = waiting.pop(0)
+                running[arm, seed] = start_training(args, arm, seed, folders[arm, seed])
 
-    fixed = {
-        name: value for name, value in config.items() if name not in ("arms", "seeds", "jobs", "output_dir")
+            time.sleep(0.1)
+            for (arm, seed), process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[arm, seed]
+                if process.returncode:
+                    log = folders[arm, seed] / LOG
+                    raise UserError(f"{arm}, seed {seed}: training failed; {log} says why", EXIT_UNEXPECTED)
+                seconds, left = time.monotonic() - started, len(waiting) + len(running)
+                left_s = seconds / (total - left) * left
+                print(
+                    f"{arm}, seed {seed}: trained; {seconds:.0f} s, at most {left_s:.0f} s left", flush=True
+                )
+    finally:
+        for process in running.values():
+            process.terminate()  # it saves a checkpoint first
+            process.wait()
+    return folders
+
+
+def is_trained(args: argparse.Namespace, arm: str, seed: int, folder: Path, contents: dict) -> bool:
+    """Whether this very training has come to its end.
+
+    Raises:
+        UserError: another one has, with other settings, another base or other students.
+    """
+    from rl.runs import read_run, refuse_changes
+    from rl.settings import fill_preset
+    from rl.train_rl_memory import IDENTITY, parse_args
+
+    run = read_run(folder)
+    if run.get("status") != "success":
+        return False
+    training = parse_args(training_flags(args, arm, seed, folder))
+    fill_preset(training)
+    flags = flags_of(training)
+    refuse_changes(run["config"]["identity"], {name: flags[name] for name in IDENTITY} | contents)
+    return True
+
+
+def training_flags(args: argparse.Namespace, arm: str, seed: int, folder: Path) -> list[str]:
+    """The flags with which the training script trains an arm."""
+    flags = [*ARMS[arm], "--seed", str(seed), "--max_steps", str(args.max_steps)]
+    flags += ["--model_name", args.model_name, "--profiles_dir", str(args.profiles_dir)]
+    return [*flags, "--preset", "cpu", "--dataset", "textbook", "--output_dir", str(folder)]
+
+
+def start_training(args: argparse.Namespace, arm: str, seed: int, folder: Path) -> subprocess.Popen:
+    """A process of the training script, which continues where an earlier one was stopped."""
+    script = Path(__file__).with_name("train_rl_memory.py")
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    # threads that spin while they wait would slow the other trainings down
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    with (writable_dir(folder) / LOG).open("a", encoding="utf-8") as log:
+        command = [sys.executable, str(script), *training_flags(args, arm, seed, folder)]
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def load_held_out(args: argparse.Namespace) -> tuple:
+    """The students, and by wording the moments at which every policy is asked."""
+    from cot.utils.memory_arms import MemoryArms
+    from cot.utils.students import MemoryLog, load_profiles
+    from cot.utils.textbook import pick_chapters
+    from rl.moments import held_out_moments
+
+    profiles, log = load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory")
+    histories = {student: log.read(student) for student in profiles}
+    arms = MemoryArms(profiles, histories, embedder=None, seed=HELD_OUT_SEED)  # no past exercises: top_k 0
+    chapters = pick_chapters(PRESETS["cpu"]["chapters"])
+    students = {"usual": args.students_per_exercise, "novel": 1}
+    return arms, {
+        wording: held_out_moments(arms, chapters, args.exercises_per_chapter, count, HELD_OUT_SEED, wording)
+        for wording, count in students.items()
     }
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(fixed)):
-        raise UserError(f"--output_dir {path.parent}: an experiment with other settings; name another folder")
-    write_json(path, fixed)
+
+
+def build_rows(args: argparse.Namespace, arms, moments: Mapping, policies: Sequence[str]) -> list:
+    """Every policy at every moment: usual wordings with the own memory and without, novel ones with it."""
+    from cot.utils.runner import expand
+
+    shown = []
+    for wording, memory_arm in SETS:
+        asked = moments[wording]
+        if memory_arm == "none":  # the same prompt for every student: asked once
+            asked = list({moment.question.id: moment for moment in asked}.values())
+        shown += [(moment, arms.show(moment, memory_arm)) for moment in asked]
+    return [
+        row
+        for policy in policies
+        for index, (moment, memory) in enumerate(shown)
+        for row in expand(policy, index, moment, memory, args.temperatures, num_samples=1)
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Training runs, answers, tables; returns the exit code."""
-    from cot.utils.model_source import resolve_model
-    from cot.utils.results import document, environment, timestamp, write_json
+    """Trainings, answers, tables; returns the exit code."""
+    from cot.utils.comparisons import BASE
+    from cot.utils.figures import draw_experiment_curves
+    from cot.utils.memory_arms import PromptShape
+    from cot.utils.model_names import resolve_model
+    from cot.utils.models import keep_bars_out_of_logs
+    from cot.utils.runner import Run
+    from rl.effects import add_measures, render_experiment, summarize
+    from rl.moments import fingerprint_students
 
-    folder, started = writable(args.output_dir), timestamp()
-    args.model_name = find_tutor(args.model_name)
-    config = flags_of(args) | {"base_revision": resolve_model(args.model_name).revision}
-    keep_config(folder / "settings.json", config)
-    held_out = make_held_out(args)
-    import torch
+    folder, base = writable_dir(args.output_dir), resolve_model(args.model_name)
+    arms, moments = load_held_out(args)
+    contents = {"model_revision": base.revision, "students_content": fingerprint_students(arms)}
+    folders = train_arms(args, contents)
 
-    from cot.utils.runtime import keep_bars_out_of_logs
-    from rl.experiment_answers import SETS
-    from rl.experiment_tables import Experiment, plot_curves, render
+    # a policy's name holds its weights' revision: an arm that was trained again is another policy
+    models = {training: resolve_model(str(path / "model")) for training, path in folders.items()}
+    models = {(BASE, 0): base, **models}
+    trained = {f"{arm}_{seed}@{model.revision[:8]}": (arm, seed) for (arm, seed), model in models.items()}
+    sources = dict(zip(trained, models.values(), strict=True))
 
     keep_bars_out_of_logs()
-    torch.set_num_threads(threads_each(args.jobs))
-    base = answer(held_out, args.model_name, folder / "answers_base.jsonl")
-    trainings, answers = Trainings(args, folder), {}
-    for arm, seed in trainings.finished():
-        path = folder / f"answers_{arm}_{seed}.jsonl"
-        answers[arm, seed] = answer(held_out, str(trainings.folders[arm, seed] / "model"), path)
-    experiment = Experiment(answers, base)
-    summary = {"table": experiment.table(args.temperatures, SETS)}
-    summary["hypotheses"] = experiment.hypotheses(args.temperatures)
-    config["exercises"] = len({s.question.id for s in held_out.situations["usual"]})
-    script = "rl/run_experiment.py"
-    finished = document(
-        script, "success", None, started, timestamp(), config, environment("cpu"), summary, []
+    experiment = Run(
+        script=Path(__file__).name,
+        args=args,
+        rows=build_rows(args, arms, moments, list(trained)),
+        sources=sources,
+        shape=PromptShape(COT_PROMPT, PRESETS["cpu"]["memory_tokens"]),
+        profiles=arms.profiles,
+        config={"device": args.device, "exercises": len({m.question.id for m in moments["usual"]})},
+        folder=folder,
+        growing=True,
     )
-    write_json(folder / "experiment.json", finished)
-    (folder / "experiment.md").write_text(render(summary, config), encoding="utf-8")
-    plot_curves(trainings.folders, folder / "curves.png")
-    print((folder / "experiment.md").read_text(encoding="utf-8"))
-    print(f"results: {folder / 'experiment.json'}", flush=True)
-    return EXIT_OK
+    with experiment:
+        experiment.generate()
+        path, document = experiment.finish(
+            measure=lambda records: add_measures(records, trained, arms.profiles), summarize=summarize
+        )
+    report = render_experiment(document["summary"], document["config"])
+    (folder / "experiment.md").write_text(report, encoding="utf-8")
+    draw_experiment_curves(folders, folder / "curves.png")
+    print(f"{report}\n{path}")
+    return experiment.exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
     """Checks the flags, then runs."""
-    return run_script(run, build_parser().parse_args(argv))
+    args = build_parser().parse_args(argv)
+    with script_frame(args.debug) as outcome:
+        outcome.exit_code = run(args)
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

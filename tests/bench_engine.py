@@ -24,8 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.data import load_questions
 from cot.utils.errors import UserError
+from cot.utils.questions import load_questions
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def run_by_batch(model, tokenizer, embedder, questions, prompts, arguments, rows
 
 def run_engine(model, tokenizer, embedder, questions, prompts, arguments) -> list[Answer]:
     """Way c."""
-    from cot.utils.generation import Request, TransformersEngine
+    from cot.utils.engine import Request, TransformersEngine
 
     requests = [
         Request(tuple(prompt), temperature, f"0|{i}|{temperature}")
@@ -137,30 +137,24 @@ WAYS = {
 }
 
 
-def make_prompts(questions, model, tokenizer, embedder) -> list[list[int]]:
+def make_prompts(questions, tokenizer, embedder) -> list[list[int]]:
     """Token ids of each question with the memory of the nearest student."""
     from cot.utils.cli import COT_PROMPT, PROFILES_DIR
-    from cot.utils.conditioning import Conditioner
-    from cot.utils.memory import MemoryLog
-    from cot.utils.profiles import load_profiles
-    from cot.utils.prompts import build_prompt
-    from cot.utils.retrieval import ProfileIndex
+    from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt
+    from cot.utils.retrieval import nearest_profiles
+    from cot.utils.students import MemoryLog, load_profiles
 
     profiles = load_profiles(PROFILES_DIR)
-    conditioner = Conditioner(profiles, MemoryLog(PROFILES_DIR / "memory"), embedder, 2, 0.2)
-    nearest = ProfileIndex.build(profiles, embedder).search([q.question for q in questions], k=1)
-    return [
-        list(
-            build_prompt(
-                tokenizer,
-                question.question,
-                COT_PROMPT,
-                conditioner.recall(found[0][0], question).lines,
-                memory_tokens=256,
-            ).ids
-        )
-        for question, found in zip(questions, nearest, strict=True)
-    ]
+    log = MemoryLog(PROFILES_DIR / "memory")
+    histories = {student: log.read(student) for student in profiles}
+    arms = MemoryArms(profiles, histories, embedder, seed=0, top_k=2)
+    shape = PromptShape(instruction=COT_PROMPT, memory_tokens=256)
+    nearest = nearest_profiles(profiles, [question.question for question in questions], embedder)
+    prompts = []
+    for question, [(student, _)] in zip(questions, nearest, strict=True):
+        moment = arms.moment(student, question)
+        prompts.append(list(make_prompt(tokenizer, moment, arms.show(moment, "own"), shape).ids))
+    return prompts
 
 
 def report(
@@ -187,7 +181,8 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from cot.utils.models import describe_model, load_model, resolve_model
+    from cot.utils.model_names import resolve_model
+    from cot.utils.models import describe_model, load_model
     from cot.utils.retrieval import load_embedder
 
     if arguments.threads:
@@ -196,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     source = resolve_model(arguments.model_name)
     model, tokenizer = load_model(source, arguments.device, arguments.dtype)
     model.generation_config.eos_token_id = None
-    prompts = make_prompts(questions, model, tokenizer, load_embedder())
+    prompts = make_prompts(questions, tokenizer, load_embedder())
     lengths = [len(prompt) for prompt in prompts]
     threads = torch.get_num_threads()
     print(f"{len(prompts)} questions of {min(lengths)} to {max(lengths)} tokens, {threads} threads")

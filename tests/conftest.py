@@ -1,11 +1,23 @@
 """Fixtures that several test modules share: tiny random models built from a config, and two real ones."""
 
+import contextlib
 import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CANARY_SECRET": "canary-9b1c"}
 LINES = ["Ann has 3 apples and buys 4 more.", "How many apples has she now?", "3 + 4 = 7", "#### 7"]
 
 
@@ -54,6 +66,136 @@ def make_model(architecture: str, vocab_size: int, seed: int = 0, std: float = 0
     return model_class(config).eval()
 
 
+def start_script(script: str, *flags, cwd: Path = REPO_ROOT, environment: dict | None = None, **options):
+    """A script as a user starts it, in a process of its own."""
+    command = [sys.executable, str(REPO_ROOT / script), *map(str, flags)]
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment or ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # the tests may run under nohup
+        preexec_fn=options.get("before", lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)),
+    )
+
+
+def run_script(script: str, *flags, **options):
+    """The same to its end, with `stdout_text` and `stderr_text`."""
+    process = start_script(script, *flags, **options)
+    process.stdout_text, process.stderr_text = process.communicate(timeout=240)
+    return process
+
+
+def run_here(main, *flags) -> tuple[int, str, str]:
+    """A script in this process, which has imported the libraries already: (exit code, stdout, stderr)."""
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    hook = sys.excepthook
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(flag) for flag in flags])
+    finally:
+        sys.excepthook = hook
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    return code, out.getvalue(), err.getvalue()
+
+
+def read_strictly(path: Path):
+    """A JSON file; NaN and Infinity fail the test."""
+    return json.loads(
+        path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{path}: {name}")
+    )
+
+
+def only(folder: Path, pattern: str) -> Path:
+    """The one file below a folder with that name."""
+    (path,) = folder.rglob(pattern)
+    return path
+
+
+def without_times(document: dict) -> dict:
+    """What must be equal between two runs: all but times, and where the files lie."""
+    document = json.loads(re.sub(r"\d{8}_\d{6}(_\d+)?", "TIME", json.dumps(document)))
+    document["config"].pop("output_dir")
+
+    def strip(value):
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k != "timing"}
+        return [strip(item) for item in value] if isinstance(value, list) else value
+
+    return strip(document)
+
+
+def wait_for_batches(process, folder: Path, count: int) -> None:
+    """Returns when a run's journal below the folder has more than `count` lines."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(path.read_bytes().count(b"\n") > count for path in folder.rglob("journal_*.jsonl")):
+            return
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"no {count} batches in time: {process.communicate()}")
+
+
+def long_context(source: Path, target: Path) -> Path:
+    """The tiny model with room for a prompt; rotary positions need no weights."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    config["max_position_embeddings"] = 2048
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def past(student: str, day: str, question: str, **changes):
+    """An interaction at nine o'clock of a day."""
+    from cot.utils.students import Interaction
+
+    fields = {"chapter": "subtraction", "skill": "take_away", "correct": True} | changes
+    return Interaction(student_id=student, time=f"{day}T09:00:00Z", question=question, **fields)
+
+
+def make_completion(text: str, logprobs=(-0.1,), error: dict | None = None):
+    """A generated text as an engine gives it, a token a log-probability."""
+    from cot.utils.engine import Completion
+
+    return Completion(text, tuple(range(len(logprobs))), tuple(logprobs), False, error)
+
+
+def planted_record(
+    question: str, student: str | None = None, arm: str | None = None, correct=True, **changes
+):
+    """A record with the keys that summaries and comparisons read; any of them can be changed."""
+    record = {
+        "question_id": question,
+        "policy": "base",
+        "chapter": "addition",
+        "gold_solution": "#### 6",
+        "gold_steps": 2,
+        "generated_text": "1. 2 + 3 = 5\n2. 5 + 1 = 6\n#### 6",
+        "temperature": 0.0,
+        "sample": 0,
+        "predicted_answer": "6" if correct else "7",
+        "correct": correct,
+        "strict_correct": correct,
+        "flexible_correct": True,
+        "truncated": False,
+        "output_tokens": 10,
+        "perplexity": 2.0,
+        "mean_nll": 0.5,
+        "distinct_valid_equations": 2,
+        "prompt": f"{question} {student}",
+        "error": None,
+    }
+    if student:
+        record |= {"student_id": student, "memory_arm": arm, "moment": 0, "mastery": 0.5}
+        record |= {"fidelity": 0.5, "scaffold_fit": 1.0, "copying": 0.0, "names_student": False}
+        record |= {"retrieved_memories": []}
+    return record | changes
+
+
 @pytest.fixture(scope="session")
 def tiny_llama():
     """(model, tokenizer), float32, context 128."""
@@ -80,7 +222,7 @@ def tiny_folder(tiny_llama, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tutor(tmp_path_factory) -> Path:
     """A random Qwen2 of one layer with a chat template, as the bundled policy is made."""
-    from rl.make_tutor_policy import build_parser, make_model, make_tokenizer
+    from rl.warm_start import build_parser, make_model, make_tokenizer
 
     folder = tmp_path_factory.mktemp("policy")
     tokenizer = make_tokenizer(["Adding gives 3+4=7.", "#### 7"] * 9, 300)

@@ -1,21 +1,45 @@
+"""Flags and their help, and how a script ends: exit codes, one-line errors, real signals."""
+
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from cot.utils.cli import REPO_ROOT, OneLineParser, add_sweep_flags, number, writable_dir
+from cot.utils.cli import (
+    REPO_ROOT,
+    OneLineParser,
+    add_memory_flags,
+    add_sweep_flags,
+    flags_of,
+    number,
+    writable_dir,
+)
 from cot.utils.errors import UserError
 
-SCRIPTS = ["cot/run_baseline_cot.py", "cot/run_baseline_faiss.py", "rl/students.py"]
+SCRIPTS = [
+    "cot/run_baseline_cot.py",
+    "cot/run_baseline_faiss.py",
+    "rl/train_rl_memory.py",
+    "rl/run_experiment.py",
+    "rl/simulate_students.py",
+    "rl/warm_start.py",
+    "evaluate_rl.py",
+]
+HEAVY = {"torch", "transformers", "numpy", "faiss", "spacy", "datasets", "trl", "pandas", "matplotlib"}
 
 
-def parse(*flags):
+def make_parser():
     parser = OneLineParser(prog="script")
     add_sweep_flags(parser)
-    return parser.parse_args(flags)
+    add_memory_flags(parser)
+    return parser
+
+
+# ---- flags
 
 
 @pytest.mark.parametrize(
@@ -32,13 +56,16 @@ def parse(*flags):
         ["--batch_size", "0"],
         ["--fail_on_error", "1.5"],
         ["--dtype", "int8"],
+        ["--students", "S001", "S001"],
+        ["--min_similarity", "1.1"],
+        ["--memory_half_life", "0"],
         ["--subset", "5"],  # no abbreviation
         ["--no_such_flag"],
     ],
 )
 def test_a_bad_flag_is_one_line_and_exit_2(flags, capsys):
     with pytest.raises(SystemExit) as exit_:
-        parse(*flags)
+        make_parser().parse_args(flags)
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -46,10 +73,32 @@ def test_a_bad_flag_is_one_line_and_exit_2(flags, capsys):
 
 
 def test_flags_parse_to_values():
-    args = parse("--temperatures", "0", "0.6", "--batch_size", "auto", "--seed", "3")
+    args = make_parser().parse_args(["--temperatures", "0", "0.6", "--batch_size", "auto", "--seed", "3"])
     assert args.temperatures == [0.0, 0.6]
     assert args.batch_size is None
     assert args.seed == 3
+    assert (args.top_k, args.min_similarity, args.memory_tokens, args.memory_half_life) == (2, 0.2, 256, None)
+    assert make_parser().parse_args(["--batch_size", "7"]).batch_size == 7
+
+
+def test_a_script_may_set_defaults_of_its_own():
+    parser = make_parser()
+    parser.set_defaults(temperatures=[0.7], students=["all"])
+    args = parser.parse_args([])
+    assert (args.temperatures, args.students) == ([0.7], ["all"])
+
+
+def test_the_record_of_the_flags_is_json_and_without_debug():
+    flags = flags_of(make_parser().parse_args(["--output_dir", "a/b", "--debug"]))
+    assert flags["output_dir"] == "a/b"
+    assert "debug" not in flags
+
+
+def test_help_names_a_default_and_both_values_where_the_machine_decides():
+    text = " ".join(make_parser().format_help().split())
+    assert "cut an answer at N tokens (default: 256)" in text
+    assert "auto is Qwen/Qwen-7B on a CUDA GPU and the bundled SmolLM2-135M-Instruct elsewhere" in text
+    assert "(default: None)" not in text and "(default: False)" not in text
 
 
 def test_a_number_has_bounds():
@@ -69,20 +118,106 @@ def test_an_output_folder_is_created_or_refused(tmp_path):
             writable_dir(tmp_path / "closed")
 
 
+# ---- what is imported when
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_imports_nothing_heavy(script):
-    code = (
+    start = time.monotonic()
+    done = run_python(
         "import runpy, sys\n"
         f"sys.argv = [{script!r}, '--help']\n"
         "try:\n"
         f"    runpy.run_path({script!r}, run_name='__main__')\n"
         "except SystemExit as exit_:\n"
         "    assert exit_.code == 0\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'faiss', 'spacy', 'datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        f"assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)\n"
     )
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
-    assert time.monotonic() - start < 10  # a bound on hanging; the speed itself is shown in the README
+    assert time.monotonic() - start < 10  # a bound on hanging
+
+
+def test_modules_that_scripts_import_at_once_are_light():
+    modules = "errors cli files answers equations fidelity model_names models"
+    code = "import sys\n" + "".join(f"import cot.utils.{module}\n" for module in modules.split())
+    done = run_python(f"{code}print({HEAVY | {'pydantic', 'huggingface_hub'}!r} & set(sys.modules))")
+    assert done.stdout == "set()\n", done.stderr
+
+
+# ---- how a script ends
+
+
+def run_body(*body, debug=False):
+    """A script whose body is given, in a process of its own; the exit code it would end with is 3."""
+    lines = [
+        "import os, signal, sys",
+        "from cot.utils.cli import script_frame",
+        "from cot.utils.errors import UserError",
+        "if os.environ.get('NOHUP'): signal.signal(signal.SIGHUP, signal.SIG_IGN)",
+        "def main():",
+        f"    with script_frame({debug}) as outcome:",
+        *(f"        {line}" for line in body),
+        "        outcome.exit_code = 3",
+        "    return outcome.exit_code",
+        "sys.exit(main())",
+    ]
+    return run_python("\n".join(lines))
+
+
+def test_a_scripts_exit_code_is_what_its_body_says():
+    assert run_body().returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("raise UserError('--flag x: expected\\ny')", 2, "error: --flag x: expected y\n"),
+        ("raise UserError('too large', exit_code=1)", 1, "error: too large\n"),
+        (
+            "raise ValueError('odd\\nthing')",
+            1,
+            "error: unexpected ValueError: odd thing (--debug shows the traceback)\n",
+        ),
+        ("open('/no/such/file')", 1, "error: /no/such/file: No such file or directory\n"),
+    ],
+)
+def test_an_error_is_one_line_and_its_exit_code(body, code, line):
+    done = run_body(body)
+    assert (done.returncode, done.stderr) == (code, line)
+
+
+@pytest.mark.parametrize("body", ["raise UserError('wrong')", "raise ValueError('wrong')"])
+def test_debug_shows_the_traceback(body):
+    done = run_body(body, debug=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "wrong" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_script_with_128_and_its_number_after_what_must_be_saved(name):
+    done = run_body(f"try: os.kill(os.getpid(), signal.{name})", "finally: print('saved')")
+    assert done.returncode == 128 + signal.Signals[name]
+    assert done.stdout == "saved\n"
+    assert done.stderr == f"\ninterrupted by {name}; run the same command again\n"
+
+
+def test_no_handler_of_errors_takes_a_signal_for_one():
+    done = run_body("try: os.kill(os.getpid(), signal.SIGTERM)", "except Exception: pass")
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+def test_a_second_interrupt_ends_the_process_at_once():
+    kill = "os.kill(os.getpid(), signal.SIGINT)"
+    done = run_body(f"try: {kill}", f"finally: {kill}; print('never', flush=True)")
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stdout == ""
+
+
+def test_nohup_keeps_a_script_running(monkeypatch):
+    monkeypatch.setenv("NOHUP", "1")
+    assert run_body("os.kill(os.getpid(), signal.SIGHUP)").returncode == 3

@@ -1,29 +1,226 @@
-"""Share of preferences met, copying, naming, and fit to the right student."""
+"""Each check of style and preference, also against cheating; share of preferences met, copying, naming."""
 
-import doctest
-import subprocess
-import sys
+import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cot.utils import fidelity as module
+from cot.utils.answers import final_answer
 from cot.utils.fidelity import (
     CHECKABLE_PREFERENCES,
     EXPLANATION_STYLES,
     constraint_report,
     copying,
     fidelity,
-    memory_specificity,
     names_student,
-    profile_identification,
+    reasoning_lines,
 )
 
+CHECKS = EXPLANATION_STYLES | CHECKABLE_PREFERENCES
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=200)  # lone surrogates included
+PIECES = (
+    *("1. ", "2. ", "Hint: ", "Check: ", "14+23=37", "37-5=32", "What is 14+23?", " because ", "we add them"),
+    *(".", "?", "\n", "\n#### 32", "####", "Ann has 32 marbles", "\ud800", " "),
+)
+EXPLANATION_LIKE = st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
+
+# One text of each style, as short as a tiny model writes them. No style's text passes for another style.
+TINY = {
+    "numbered_steps": "1. 14+23=37\n2. 37-5=32\n#### 32",
+    "short_sentences": "Add 14+23=37. Then take 5 away. That leaves 37-5=32.\n#### 32",
+    "guiding_questions": "What is 14+23? 14+23=37. What is 37-5? 37-5=32.\n#### 32",
+    "equations_first": "14+23=37\n37-5=32\n#### 32",
+    "check_at_end": "First 14+23=37\nThen 37-5=32\nCheck: 32+5=37\n#### 32",
+}
+# A problem of one step: Ann has 14 marbles and gets 23.
+ONE_STEP = {
+    "numbered_steps": "1. Ann starts with 14.\n2. 14+23=37\n#### 37",
+    "short_sentences": "Ann has 14 marbles. She gets 23 more. That makes 14+23=37.\n#### 37",
+    "guiding_questions": "How many are there? 14 and 23.\nWhat is 14+23? 14+23=37.\n#### 37",
+    "equations_first": "14+23=37 marbles\n#### 37",
+    "check_at_end": "Add 14+23=37\nCheck: 37-23=14\n#### 37",
+}
+# All preferences, but the contrary of one, with each of the styles, still one step.
+HINT = "Hint: put both groups together.\n"
+BECAUSE = "We add 14 and 23 because both groups come together."
+SENTENCE = "14+23=37, so Ann has 37 marbles."
+EVERYTHING = {
+    "numbered_steps": f"{HINT}1. {BECAUSE}\n2. {SENTENCE}\n#### 37",
+    "short_sentences": f"{HINT}{BECAUSE}\nSo 14+23=37, and Ann has 37 marbles.\n#### 37",
+    "guiding_questions": f"{HINT}What do we add?\n{BECAUSE}\nHow many is that?\n{SENTENCE}\n#### 37",
+    "equations_first": f"{HINT}23+14=37 because both groups come together.\n{SENTENCE}\n#### 37",
+    "check_at_end": f"{HINT}{BECAUSE}\n{SENTENCE}\nCheck: 37-23=14\n#### 37",
+}
+PROSE = {
+    "numbered_steps": "Let us see.\n\n1. Janet uses 3 + 4 = 7 eggs.\n2. She sells 16 - 7 = 9 eggs.\n\n"
+    "**3.** She makes 9 * 2 = 18 dollars.\n#### 18",
+    "short_sentences": "Janet's ducks lay 16 eggs per day. She uses 3 + 4 = 7 of them. "
+    "Then 16 - 7 = 9 eggs are left. At $2 each she makes 9 * 2 = $18!\n#### 18",
+    "guiding_questions": "How many eggs does Janet use? She uses 3 + 4 = 7 eggs. How many are then left? "
+    "There are 16 - 7 = 9 left. So she makes 9 * 2 = 18 dollars.\n#### 18",
+    "equations_first": "3 + 4 = 7 eggs are used.\n16 - 7 = 9 eggs are sold.\n- $9 * 2 = $18 made.\n#### 18",
+    "check_at_end": "Janet uses 3 + 4 = 7 eggs, sells 16 - 7 = 9 and makes 9 * 2 = 18 dollars.\n"
+    "**Check:** 18 / 2 = 9 eggs sold.\n#### 18",
+}
+
+
+@pytest.mark.parametrize("style", EXPLANATION_STYLES)
+def test_a_tiny_text_meets_its_own_style_and_no_other(style):
+    assert [name for name, check in EXPLANATION_STYLES.items() if check(TINY[style])] == [style]
+
+
+@pytest.mark.parametrize("style", EXPLANATION_STYLES)
+def test_a_one_step_problem_can_meet_every_style(style):
+    assert [name for name, check in EXPLANATION_STYLES.items() if check(ONE_STEP[style])] == [style]
+
+
+@pytest.mark.parametrize("style", EXPLANATION_STYLES)
+def test_all_preferences_can_be_met_together_with_every_style(style):
+    met = [name for name, check in CHECKS.items() if check(EVERYTHING[style])]
+    assert style in met
+    assert set(CHECKABLE_PREFERENCES) - set(met) == {"no hint"}
+
+
+@pytest.mark.parametrize("style", EXPLANATION_STYLES)
+def test_full_prose_meets_its_style(style):
+    assert EXPLANATION_STYLES[style](PROSE[style])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("numbered_steps", "1. 14+23=37\n#### 37"),  # one step only
+        ("numbered_steps", "1. 14+23=37\n3. 37-5=32\n#### 32"),  # a gap
+        ("numbered_steps", "2. 14+23=37\n3. 37-5=32\n#### 32"),  # not from 1
+        ("numbered_steps", "1. 14+23=37\n2. ok\n#### 37"),  # no content
+        ("numbered_steps", "1.5 + 2 = 3.5\n2.5 + 1 = 3.5\n#### 3.5"),  # decimals
+        ("numbered_steps", "1. 14+23=37\n2. 37-5=32\nso\nwe\nsee 32\n#### 32"),  # a minority of the lines
+        ("short_sentences", "14+23=37\n37-5=32\n#### 32"),  # no sentences
+        ("short_sentences", "Add 14+23=37.\n#### 37"),  # one
+        ("short_sentences", "Yes 1. No 2. Ok 3.\n#### 3"),  # no content
+        ("short_sentences", "14+23=37. 37-5=32.\n#### 32"),  # bare equations
+        ("short_sentences", "What is 14+23? It is 37.\n#### 37"),
+        (
+            "short_sentences",
+            "Add all of the 14 marbles to the other 23 marbles of hers now. It is 37.\n#### 37",
+        ),  # 13
+        ("guiding_questions", "What is 14+23? What is 37-5? It is 32.\n#### 32"),  # only one is answered
+        ("guiding_questions", "What is 14+23? What is 14+23? 37.\n#### 37"),
+        ("guiding_questions", "What is 14+23? We will see. What is 37-5? We will find out.\n#### 32"),
+        ("guiding_questions", "14? 37. 23? 32.\n#### 32"),
+        ("guiding_questions", "1 2 3? 37. 4 5 6? 32.\n#### 32"),
+        ("equations_first", "14+23=37\nThen 37-5=32\n#### 32"),
+        ("equations_first", "1. 14+23=37\n#### 37"),
+        ("equations_first", "14+23=37\n14 + 23 = 37 again\n#### 37"),  # the same one
+        ("equations_first", "37 marbles\n#### 37"),
+        ("check_at_end", "14+23=37\nCheck: 37-23=15\n#### 37"),  # invalid
+        ("check_at_end", "14+23=37\nCheck: 14+23=37\n#### 37"),  # the same
+        ("check_at_end", "14+23=37\nCheck: 23 + 14 = 37\n#### 37"),  # swapped
+        ("check_at_end", "14+23=37\nCheck: 1+1=2\n#### 37"),  # unrelated to the result
+        ("check_at_end", "14+23=37\nCheck: right!\n#### 37"),
+        ("check_at_end", "Check: 37-23=14\n14+23=37\n#### 37"),  # not last
+        ("check_at_end", "Check: 37-23=14\n#### 37"),  # nothing to check
+        ("one step per line", "14+23=37, 37-5=32\nso 32 are left\n#### 32"),  # two equations
+        ("one step per line", "Add 14+23=37. Then take 5.\nWe have 32 left\n#### 32"),  # two sentences
+        ("one step per line", "14+23=37\n#### 37"),  # one line
+        ("one step per line", "14+23=37\nso\n#### 37"),  # no content
+        ("a hint first", "Hint: the answer is 37 marbles.\n14+23=37\n#### 37"),  # gives it away
+        ("a hint first", "Hint: think!\n14+23=37\n#### 37"),
+        ("a hint first", "14+23=37\nHint: put both groups together.\n#### 37"),
+        ("a hint first", "Hint: put both groups of 14 together.\n#### 37"),  # nothing follows
+        ("a hint first", "Hint: put both groups together.\nlike this\n#### 37"),  # no number follows
+        ("at most 60 words", "4\n#### 4"),  # says nothing
+        (
+            "at most 60 words",
+            "4" + " word" * 60 + "\n#### 4",
+        ),
+        ("at most 60 words", "14+23=37" + ",and" * 200 + "\n#### 37"),  # no white space
+        ("the answer in a full sentence", "14+23=37\n#### 37"),
+        ("the answer in a full sentence", "Ann has 37 marbles.\nThat was easy for us.\n#### 37"),  # not last
+        ("the answer in a full sentence", "14+23=37, so Ann has marbles now.\n#### 38"),  # another number
+        ("the answer in a full sentence", "Ann has 137 marbles.\n#### 37"),
+        ("the answer in a full sentence", "a 37.\n#### 37"),
+        ("a reason with because", "because because because because 14+23=37\n#### 37"),
+        ("a reason with because", "14+23=37 because.\n#### 37"),
+        ("a reason with because", "We add 14 and 23 because yes yes yes.\n#### 37"),
+        ("a reason with because", "Do we add 14 and 23 because both groups come together?\n#### 37"),
+        ("a reason with because", "We add 14 and 23. Because.\nBoth groups come together.\n#### 37"),
+    ],
+)
+def test_near_misses_and_stuffing_fail(name, text):
+    assert CHECKS[name](text) is False
+
+
+@pytest.mark.parametrize(
+    ("text", "final", "stands_in_the_last_sentence"),
+    [
+        ("14+23=37, so Ann has 37 marbles.\n#### 37", "37", True),  # one mark
+        ("14+23=37, so Ann has 37 marbles.\n#### 37\nThat took 2 steps.", "37", True),  # numbers behind it
+        ("14+23=37, so Ann has 37 marbles.\n#### 14 + 23 = 37", "37", True),  # an equation as the answer
+        ("5-8=-3, so the marbles are 3 too few.\n#### -3", "3", True),  # no sign
+        ("14+23=37, so Ann has 37 marbles.\n#### 37\n#### 38", None, False),  # two marks that differ
+        (r"14+23=37, so \boxed{37} marbles are in 2 bags.", "37", True),  # boxed
+        ("14+23=37, so the answer is 37 marbles in 2 bags.", "37", True),  # a phrase
+        ("14+23=37\nThe answer is 37.\nThese are marbles in 2 bags.", "37", False),
+        ("14+23=37\nAnn carries all of the 37 marbles in 2 bags.", "2", True),  # no mark: the last number
+    ],
+)
+def test_every_check_reads_the_final_number_as_the_scorer_does(text, final, stands_in_the_last_sentence):
+    read = final_answer(text).text
+    assert (read and read.removeprefix("-")) == final
+    assert CHECKS["the answer in a full sentence"](text) is stands_in_the_last_sentence
+    hinted = f"Hint: put both groups together.\n{text}"
+    assert CHECKS["a hint first"](hinted) is (final is not None)
+    assert not CHECKS["a hint first"](hinted.replace("both groups", f"the {final} and the 38"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "37", "#### 37", "\n\n#### 37", "no number, but many words\n#### 37"]
+)
+def test_an_empty_explanation_meets_nothing(text):
+    assert [name for name, check in CHECKS.items() if check(text)] == []
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_repetition_meets_nothing(name):
+    style = name if name in EXPLANATION_STYLES else "numbered_steps"
+    text = EVERYTHING[style].removeprefix(HINT if name == "no hint" else "")
+    assert CHECKS[name](text)
+    body = text.rpartition("\n####")[0]
+    assert not CHECKS[name](f"{body}\n{body}\n#### 37")
+    assert not CHECKS[name](f"{body} " + "We add 14 and 23. " * 3 + "\n#### 37")
+
+
+@pytest.mark.parametrize("style", EXPLANATION_STYLES)
+def test_what_follows_the_answer_is_not_judged(style):
+    assert EXPLANATION_STYLES[style](TINY[style] + "\nand now something else?")
+    assert not EXPLANATION_STYLES[style]("37\n#### 32\n" + TINY[style].partition("\n#")[0])
+
+
+def test_reasoning_ends_at_the_last_answer_line():
+    assert reasoning_lines("a\n#### 1\nb\n **#### 2**\nc") == ["a", "#### 1", "b"]
+    assert reasoning_lines("so #### 1 here\nb") == ["so #### 1 here", "b"]  # not a line of its own
+    assert reasoning_lines("") == []
+
+
+@given(st.one_of(ANY_TEXT, EXPLANATION_LIKE))
+@settings(max_examples=150, deadline=None)
+def test_any_text_gets_a_bool(text):
+    for check in CHECKS.values():
+        assert check(text) in (True, False)
+        assert isinstance(check(text), bool)
+
+
+@pytest.mark.parametrize(
+    "text", ["1. 3+4=7\n" * 100_000, "a 1. " * 4_000, "What is 1? " * 1_800, "9" * 19_000]
+)
+def test_noise_takes_bounded_time(text):
+    started = time.process_time()
+    for check in CHECKS.values():
+        check(text)
+    assert time.process_time() - started < 5  # 0.1 s measured
 
 
 @dataclass
@@ -108,62 +305,6 @@ def test_naming_treats_ids_as_text_and_ignores_empty_ones():
     assert not names_student("any text", "", "")
 
 
-def test_specificity_compares_own_with_others_texts_for_the_same_student():
-    # scores[made for, judged against, question], one question
-    scores = np.array([[[1.0], [0.2]], [[0.4], [0.9]]])
-    # student 0: own 1.0, the other's text 0.4; student 1: own 0.9, the other's text 0.2
-    assert memory_specificity(scores) == pytest.approx(((1.0 - 0.4) + (0.9 - 0.2)) / 2)
-    assert memory_specificity(np.full((3, 3, 2), 0.5)) == 0.0
-
-
-def test_specificity_leaves_missing_cells_out():
-    scores = np.array([[[1.0, np.nan], [0.2, 0.2]], [[0.4, 0.4], [0.9, 0.9]]])
-    # of student 0 only question 0 is left; student 1 has both
-    assert memory_specificity(scores) == pytest.approx((0.6 + 0.7 + 0.7) / 3)
-    assert memory_specificity(np.full((2, 2, 1), np.nan)) is None
-    assert memory_specificity(np.ones((1, 1, 3))) is None  # nobody to compare with
-
-
-def test_identification_ranks_students_for_each_text():
-    scores = np.zeros((3, 3, 1))
-    scores[0, :, 0] = [0.9, 0.5, 0.1]  # rank 1
-    scores[1, :, 0] = [0.9, 0.5, 0.1]  # rank 2
-    scores[2, :, 0] = [0.9, 0.5, 0.1]  # rank 3
-    result = profile_identification(scores)
-    assert result == {
-        "n": 3,
-        "top1": pytest.approx(1 / 3),
-        "mrr": pytest.approx((1 + 1 / 2 + 1 / 3) / 3),
-        "chance": pytest.approx(1 / 3),
-    }
-
-
-def test_identification_shares_credit_in_ties():
-    constant = profile_identification(np.full((4, 4, 5), 0.5))
-    assert constant["top1"] == constant["chance"] == 0.25  # no better than guessing
-    assert constant["mrr"] == pytest.approx(1 / 2.5)  # mean of the ranks 1 to 4
-    scores = np.zeros((2, 3, 1))
-    scores[0, :, 0] = [1.0, 1.0, 0.0]  # two tied for best: half a hit, rank 1.5
-    scores = np.concatenate([scores, np.array([[[0.0], [0.0], [1.0]]])])  # rank 1
-    scores[1, :, 0] = [1.0, 0.5, 0.5]  # tied behind one: no hit, rank 2.5
-    result = profile_identification(scores)
-    assert result["top1"] == pytest.approx((0.5 + 0 + 1) / 3)
-    assert result["mrr"] == pytest.approx((1 / 1.5 + 1 / 2.5 + 1) / 3)
-
-
-def test_identification_leaves_missing_cells_out():
-    scores = np.array([[[1.0, np.nan], [np.nan, 0.3]], [[0.4, 0.9], [0.6, 0.1]]])
-    # text (0, 0): rank 1 of 1; (0, 1): own score missing; (1, 0): rank 1 of 2; (1, 1): rank 2 of 2
-    result = profile_identification(scores)
-    assert result["n"] == 3
-    assert result["top1"] == pytest.approx(2 / 3)
-    assert result["mrr"] == pytest.approx((1 + 1 + 1 / 2) / 3)
-    assert result["chance"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
-    empty = {"n": 0, "top1": None, "mrr": None, "chance": None}
-    assert profile_identification(np.full((2, 2, 1), np.nan)) == empty
-    assert profile_identification(np.zeros((0, 0, 0))) == empty
-
-
 @given(ANY_TEXT, ANY_TEXT)
 @settings(max_examples=100, deadline=None)
 def test_any_text_is_judged_without_an_exception(text, other):
@@ -171,15 +312,3 @@ def test_any_text_is_judged_without_an_exception(text, other):
     assert 0.0 <= fidelity(text, student) <= 1.0
     assert 0.0 <= copying(text, other) <= 1.0
     assert names_student(text, other, text) in (True, False)
-
-
-def test_doctests():
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0
-
-
-def test_import_is_light():
-    code = "import sys, cot.utils.fidelity; print({'numpy', 'pydantic', 'scipy', 'spacy'} & set(sys.modules))"
-    root = Path(__file__).resolve().parents[1]
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).strip() == "set()"

@@ -1,26 +1,28 @@
-"""Perplexity, similarity, steps, equations and entities, against oracles."""
+"""Perplexity, similarity, steps, equations, entities and support, against oracles and by hand."""
 
-import doctest
 import importlib.util
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cot.utils import metrics
 from cot.utils.errors import UserError
 from cot.utils.metrics import (
     count_steps,
     entity_overlap,
     equation_counts,
+    equation_validity,
+    explained_operations,
     load_spacy,
     perplexity,
+    prerequisite_coverage,
+    scaffold_fit,
+    scaffold_target,
     semantic_similarity,
+    skill_operations,
+    unmastered_skills,
 )
 
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=80)  # lone surrogates included
@@ -153,7 +155,7 @@ def test_entity_overlap_is_the_share_of_the_gold_entities(nlp):
 def test_odd_and_endless_texts_do_not_crash(nlp):
     texts = ["\ud800 3 eggs \udfff.", "3 eggs. " * 12_500, "\x00", "9" * 100_000]
     assert count_steps(texts, nlp)[0] == 1
-    assert count_steps(texts[1:2], nlp) == [metrics.MAX_SPACY_CHARS // 8]  # "3 eggs. " has 8 characters
+    assert count_steps(texts[1:2], nlp) == [10_000 // 8]  # "3 eggs. " has 8 characters
     assert len(entity_overlap(texts, texts, nlp)) == 4
 
 
@@ -180,13 +182,75 @@ def test_only_the_needed_components_are_loaded(nlp):
     assert sorted(nlp.pipe_names) == ["ner", "senter"]
 
 
-def test_doctests():
-    result = doctest.testmod(metrics)
-    assert result.attempted > 0
-    assert result.failed == 0
+BOTH = "Multiplying gives 3*8=24.\nThen subtracting gives 24-5=19.\n#### 19"
 
 
-def test_import_is_light():
-    code = "import sys, cot.utils.metrics; print({'torch', 'scipy', 'spacy', 'faiss'} & set(sys.modules))"
-    root = Path(__file__).resolve().parents[1]
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).strip() == "set()"
+@pytest.mark.parametrize(
+    ("steps", "mastery", "style", "target"),
+    [
+        (1, 0.95, "numbered_steps", 1),
+        (1, 0.9499, "numbered_steps", 2),
+        (3, 0.99, "check_at_end", 4),
+        (3, 0.1, "check_at_end", 5),
+    ],
+)
+def test_the_target_grows_with_what_is_not_mastered(steps, mastery, style, target):
+    assert scaffold_target(steps, mastery, style) == target
+
+
+@pytest.mark.parametrize(("n", "fit"), [(0, 0.0), (1, 0.25), (4, 1.0), (5, 0.75), (8, 0.0), (99, 0.0)])
+def test_the_fit_falls_on_both_sides_of_a_target_of_four(n, fit):
+    assert scaffold_fit(n, 4) == fit
+
+
+def test_validity_is_a_share_and_missing_without_equations():
+    assert equation_validity(2, 3) == pytest.approx(2 / 3)
+    assert equation_validity(0, 3) == 0.0 and equation_validity(0, 0) is None
+
+
+def test_operations_come_from_the_textbooks_one_step_exercises():
+    operations = skill_operations()
+    assert operations["add_two_numbers"] == {"+"} and operations["take_away"] == {"-"}
+    assert operations["equal_groups"] == {"*"} and operations["share_equally"] == {"/"}
+    assert operations["one_step_equation"] == {"-", "/"}  # "x + 3 = 7" and "4x = 12"
+    assert "change_twice" not in operations  # it only combines other skills
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (BOTH, {"*", "-"}),
+        ("3*8=24\n24-5=19\n#### 19", set()),  # equations alone explain nothing
+        ("Adding the numbers gives 3*8=25.", set()),  # not valid
+        ("We share it equally: 24/6=4", {"/"}),
+    ],
+)
+def test_only_a_valid_equation_in_words_explains_an_operation(text, found):
+    assert explained_operations(text) == found
+
+
+def test_coverage_and_over_explaining_by_hand():
+    skills = ["groups_then_change", "equal_groups", "take_away"]
+    # needed *, explained * and -: recall 1/1, precision 1/2
+    assert prerequisite_coverage(BOTH, skills, ["equal_groups"]) == {
+        "prerequisite_coverage": 1.0,
+        "over_explaining": 0.5,
+    }
+    # needed * and -: recall 2/2, precision 2/2
+    assert prerequisite_coverage(BOTH, skills, skills)["over_explaining"] == 0.0
+    half = "Multiplying gives 3*8=24.\n24-5=19"
+    assert prerequisite_coverage(half, skills, skills) == {
+        "prerequisite_coverage": 0.5,
+        "over_explaining": 0.0,
+    }
+    # nothing is unmastered: no recall; what is explained is all superfluous
+    assert prerequisite_coverage(BOTH, skills, []) == {"prerequisite_coverage": None, "over_explaining": 1.0}
+    assert prerequisite_coverage("3*8=24", skills, skills) == {
+        "prerequisite_coverage": 0.0,
+        "over_explaining": None,
+    }
+    assert set(prerequisite_coverage(BOTH, [], []).values()) == {None}  # a data set without tags
+
+
+def test_a_skill_never_practised_is_not_mastered():
+    assert unmastered_skills(["a", "b", "c"], {"a": 0.96, "b": 0.94}) == ["b", "c"]

@@ -17,12 +17,13 @@ def test_outputs_are_stripped():
 
 
 def test_the_samples_are_small_result_files():
-    for pattern in ("results_temp_*.json", "evaluation_*.json", "*metrics.jsonl"):
+    for pattern in ("results_temp_*.json", "evaluation/results_temp_*.json", "metrics.jsonl"):
         assert list(SAMPLES.glob(pattern))
-    for path in SAMPLES.glob("*.json"):
+    for path in SAMPLES.rglob("*.json"):
         document = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
-        assert document["status"] == "success" and list(document)[-1] == "results" and document["results"]
-    assert sum(path.stat().st_size for path in SAMPLES.iterdir()) < 800_000
+        assert document["status"] == "success" and document["schema_version"] == 2
+        assert list(document)[-1] == "results" and document["results"]
+    assert sum(path.stat().st_size for path in SAMPLES.rglob("*") if path.is_file()) < 900_000
 
 
 @pytest.mark.slow

@@ -1,35 +1,20 @@
-import doctest
-import itertools
+"""The parts of the reward: each against a value worked out by hand, and what no text may gain."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import rl.rewards
-import rl.tutor_texts
-from cot.utils.equations import equations
 from cot.utils.errors import UserError
-from cot.utils.profiles import Profile
-from cot.utils.style_checks import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
-from rl.rewards import (
-    DEFAULT_WEIGHTS,
-    TUTOR_WEIGHTS,
-    coin,
-    correct,
-    fits_preferences,
-    memory_margin,
-    parse_weights,
-    reward_parts,
-    scaffold_fit,
-    well_formed,
-)
-from rl.tutor_texts import Manner, calculations, explain
+from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
+from cot.utils.students import Profile
+from rl.lessons import Manner, calculations, explain
+from rl.rewards import DEFAULT_WEIGHTS, TUTOR_WEIGHTS, RewardTable, coin, parse_weights, reward_parts
 
 GOLD = "They have 14 + 23 = <<14+23=37>>37 pens.\n#### 37"
 BUDGET = 100
 
 
-def profile(style="numbered_steps", *preferences, student_id="S001"):
+def profile(student_id, style, *preferences):
     return Profile(
         student_id=student_id,
         grade_level="5th grade",
@@ -37,39 +22,41 @@ def profile(style="numbered_steps", *preferences, student_id="S001"):
         challenges=[],
         learning_preferences=list(preferences),
         explanation_style=style,
-    ).model_dump_json()
+    )
 
 
-STEPS, EQUATIONS, CHECK = profile("numbered_steps"), profile("equations_first"), profile("check_at_end")
+# S1 is the student; the others are whom `memory_margin` compares with.
+PROFILES = {
+    "S1": profile("S1", "numbered_steps"),
+    "S2": profile("S2", "equations_first"),
+    "S3": profile("S3", "check_at_end"),
+    "S4": profile("S4", "guiding_questions", "a hint first", "a reason with because"),
+}
 ROW = {
     "gold_solution": GOLD,
-    "profile": STEPS,
-    "other_profiles": [EQUATIONS, CHECK],
+    "fit_to": "S1",
+    "other_students": ["S2", "S3"],
     "memory": "",
     "mastery": 0.3,
     "steps": 1,
 }
 
 
-def score(part, text, **changes):
+def score(name, text, profiles=PROFILES, **changes):
     """One part's value of one text."""
-    columns = {name: [value] for name, value in (ROW | changes).items()}
+    columns = {column: [value] for column, value in (ROW | changes).items()}
     ids = [text.split()]  # any ids do: the token parts only count and compare them
+    part = reward_parts([name], profiles, BUDGET)[name]
     return part(prompts=[""], completions=[text], completion_ids=ids, **columns)[0]
 
 
 def total(text, weights=DEFAULT_WEIGHTS, **changes):
     """The weighted sum, as TRL forms it: None adds nothing."""
-    parts = reward_parts(list(weights), BUDGET)
-    values = {name: score(part, text, **changes) for name, part in parts.items()}
+    values = {name: score(name, text, **changes) for name in weights}
     return sum(weights[name] * value for name, value in values.items() if value is not None)
 
 
-def test_the_worked_examples_hold():
-    for module in (rl.rewards, rl.tutor_texts):
-        result = doctest.testmod(module)
-        assert result.attempted > 0 and result.failed == 0
-
+# --- no gain without the right answer ---------------------------------------------------------------------
 
 # Texts that try everything a fit could be bought with, right and wrong, plus noise.
 PIECES = [
@@ -86,31 +73,29 @@ PIECES = [
     "#### 37",
     "#### 38",
     "#### 3",
-    "Student S001, 5th grade.",
+    "Student S1, 5th grade.",
     "numbered steps equations first guiding questions",
 ]
 LINES = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=30)), max_size=8)
-PROFILES = st.builds(
+STUDENTS = st.builds(
     profile,
+    st.just("S1"),
     st.sampled_from(sorted(EXPLANATION_STYLES)),
     *[st.sampled_from(sorted(CHECKABLE_PREFERENCES))] * 2,
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(LINES, LINES, PROFILES, st.lists(PROFILES, min_size=1, max_size=3), st.sampled_from([None, 0.1, 0.99]))
+@settings(max_examples=150, deadline=None)
+@given(LINES, LINES, STUDENTS, st.sampled_from([["S2"], ["S2", "S3", "S4"]]), st.sampled_from([None, 0.1]))
 def test_no_wrong_answer_outscores_a_correct_one(first, second, student, others, mastery):
     texts = ["\n".join(first), "\n".join([*second, "#### 37"]).replace("####", "##", second.count("#### 38"))]
-    fields = {"profile": student, "other_profiles": others, "mastery": mastery, "memory": PIECES[-2]}
-    right = [score(correct, text) for text in texts]
-    length = [
-        score(reward_parts(["overlong"], BUDGET)["overlong"], text) for text in texts
-    ]  # a text in the last fifth of the budget is no generic one
-    for wrong_text, right_text in (texts, texts[::-1]):
-        wrong_at, right_at = texts.index(wrong_text), texts.index(right_text)
-        if right[wrong_at] == 0 and right[right_at] == 1 and length[right_at] == 0:
+    fields = {"other_students": others, "mastery": mastery, "memory": PIECES[-2]}
+    fields["profiles"] = PROFILES | {"S1": student}
+    for wrong, right in (texts, texts[::-1]):
+        # a text in the last fifth of the budget is no generic one
+        if score("correct", wrong) == 0 and score("correct", right) == 1 and score("overlong", right) == 0:
             for weights in (DEFAULT_WEIGHTS, TUTOR_WEIGHTS):
-                assert total(wrong_text, weights, **fields) < total(right_text, weights, **fields)
+                assert total(wrong, weights, **fields) < total(right, weights, **fields)
 
 
 def test_the_least_of_a_right_text_is_above_the_most_of_a_wrong_one():
@@ -129,76 +114,87 @@ def test_a_fitting_right_text_earns_every_part():
     assert total(text) == pytest.approx(1 + 0.1 + 0.3 + 0.2 + 0.05)
 
 
+def test_fit_alone_is_worth_nothing():
+    wrong = explain(calculations(GOLD), Manner("numbered_steps"), answer="38")
+    right = explain(calculations(GOLD), Manner("numbered_steps"))
+    assert [score("fidelity", text) for text in (wrong, right)] == [0, 1]
+    assert [score("memory_margin", text) for text in (wrong, right)] == [0, 1]
+    assert [score("scaffold_fit", text) for text in (wrong, right)] == [0, 0.5]
+    # nor does a wrong answer pay for fitting others better
+    assert score("memory_margin", wrong, fit_to="S2", other_students=["S1"]) == 0
+    assert score("memory_margin", right, fit_to="S2", other_students=["S1"]) == -1
+
+
 @pytest.mark.parametrize(
     "text", ["14+23=37\n#### 37\n#### 38", "#### 38\n14+23=37\n#### 37", "#### 37 or 38", "37", "", "####"]
 )
 def test_two_final_answers_or_none_are_no_right_answer_in_form(text):
-    assert score(well_formed, text) == 0
+    assert score("format", text) == 0
     if "38" in text:
-        assert score(correct, text) == 0
-        assert score(fits_preferences, text, profile=EQUATIONS) == 0
+        assert score("correct", text) == score("fidelity", text, fit_to="S2") == 0
+
+
+# --- no gain by tricks ------------------------------------------------------------------------------------
 
 
 def test_copying_the_memory_earns_no_fit():
     memory = (
-        "Explanation style: numbered steps, a line for each. Prefers drawings of everyday objects and animals"
+        "Explanation style: numbered steps, a line for each. Prefers drawings of everyday objects and pets"
     )
     honest = explain(calculations(GOLD), Manner("numbered_steps"))
     copied = f"1. {memory}.\n2. Adding gives 14+23=37.\n#### 37"
-    assert score(fits_preferences, honest, memory=memory) == 1
-    assert score(fits_preferences, copied, memory="another memory") == 1  # the copy alone is what is punished
-    assert score(fits_preferences, copied, memory=memory) == 0
-    assert score(memory_margin, copied, memory=memory) == 0
-    assert score(memory_margin, copied, memory="another memory") > 0
+    assert score("fidelity", honest, memory=memory) == 1
+    assert score("fidelity", copied, memory="another memory") == 1  # the copy alone is what is punished
+    assert score("fidelity", copied, memory=memory) == 0
+    assert score("memory_margin", copied, memory=memory) == 0
+    assert score("memory_margin", copied, memory="another memory") == 1
 
 
 def test_keyword_stuffing_earns_no_fit():
-    student = profile("guiding_questions", "a hint first", "a reason with because")
     stuffed = "Hint hint because guiding questions? because check numbered steps 14+23=37\n#### 37"
-    assert score(correct, stuffed) == 1
-    assert score(fits_preferences, stuffed, profile=student) == 0
+    assert score("correct", stuffed) == 1
+    assert score("fidelity", stuffed, fit_to="S4") == 0
     met = explain(calculations(GOLD), Manner("guiding_questions", hint=True, because=True))
-    assert score(fits_preferences, met, profile=student) == 1
+    assert score("fidelity", met, fit_to="S4") == 1
 
 
 def test_repeated_equations_earn_nothing_and_cost_repetition():
-    once = "14+23=37.\n#### 37"
-    often = "14+23=37.\n" * 6 + "#### 37"
+    once, often = "14+23=37.\n#### 37", "14+23=37.\n" * 6 + "#### 37"
     # both have 1 distinct valid equation of target 2: 1 - 1/2
-    assert score(scaffold_fit, once) == score(scaffold_fit, often) == 0.5
-    repetition = reward_parts(["repetition"], BUDGET)["repetition"]
-    assert score(repetition, once) == 0 > score(repetition, often)
-    assert total(often, profile=EQUATIONS) < total(once, profile=EQUATIONS)
+    assert score("scaffold_fit", once) == score("scaffold_fit", often) == 0.5
+    assert score("repetition", once) == 0 > score("repetition", often)
+    assert total(often, fit_to="S2") < total(once, fit_to="S2")
     # a wrong equation beside a right one halves the validity: 1/2 x (1 - 1/2)
-    assert score(scaffold_fit, "14+23=37, 14+23=38\n#### 37") == 0.25
+    assert score("scaffold_fit", "14+23=37, 14+23=38\n#### 37") == 0.25
 
 
 def test_naming_the_student_earns_nothing():
     text = explain(calculations(GOLD), Manner("numbered_steps"))
-    named = text.replace("Take", "S001, 5th grade, take")
-    assert total(named) <= total(text)
+    assert total(text.replace("Take", "S1, 5th grade, take")) <= total(text)
+
+
+# --- the parts one by one ---------------------------------------------------------------------------------
 
 
 def test_scaffold_target_rises_for_the_unmastered_and_for_a_check():
     one, two = "14+23=37\n#### 37", "14+23=37\n37-23=14\n#### 37"
-    assert [score(scaffold_fit, text, mastery=0.97) for text in (one, two)] == [1, 0]  # target 1
-    assert [score(scaffold_fit, text, mastery=0.5) for text in (one, two)] == [0.5, 1]  # target 2
-    assert score(scaffold_fit, two, mastery=0.97, profile=CHECK) == 1  # target 1 + 1
-    assert score(scaffold_fit, "So it is.\n#### 37") == 0
-    assert score(scaffold_fit, two, gold_solution="#### 3") == 0
+    assert [score("scaffold_fit", text, mastery=0.97) for text in (one, two)] == [1, 0]  # target 1
+    assert [score("scaffold_fit", text, mastery=0.5) for text in (one, two)] == [0.5, 1]  # target 2
+    assert score("scaffold_fit", two, mastery=0.97, fit_to="S3") == 1  # target 1 + 1
+    assert score("scaffold_fit", "So it is.\n#### 37") == 0
 
 
 def test_parts_that_do_not_apply_are_none():
     text = "14+23=37\n#### 37"
-    for part in (fits_preferences, memory_margin, scaffold_fit):
-        assert score(part, text, profile=None) is None
-    assert score(memory_margin, text, other_profiles=[]) is None
-    assert score(scaffold_fit, text, mastery=None) is None
-    assert score(correct, text, profile=None) == score(well_formed, text, profile=None) == 1
+    for name in ("fidelity", "memory_margin", "scaffold_fit"):
+        assert score(name, text, fit_to=None) is None
+    assert score("memory_margin", text, other_students=[]) is None
+    assert score("scaffold_fit", text, mastery=None) is None
+    assert score("correct", text, fit_to=None) == score("format", text, fit_to=None) == 1
 
 
 def test_length_and_repetition_are_trls():
-    parts = reward_parts(["overlong", "repetition"], BUDGET)
+    parts = reward_parts(["overlong", "repetition"], {}, BUDGET)
     overlong = parts["overlong"](completion_ids=[[1] * n for n in (80, 90, 100, 101)])
     assert overlong == [0, -0.5, -1, -1]  # (80 - 90) / 20, (80 - 100) / 20
     assert parts["repetition"](completion_ids=[[1, 2, 3, 4], [5] * 5]) == [0, pytest.approx(-2 / 3)]
@@ -218,21 +214,24 @@ def test_malformed_weights_are_refused(text):
         parse_weights(text)
 
 
-@pytest.mark.parametrize("style", sorted(EXPLANATION_STYLES))
-@pytest.mark.parametrize("gold", [GOLD, "<<3*9=27>>27\n<<27-7=20>>20\n#### 20", "<<8+9+1=18>>18\n#### 18"])
-def test_every_manner_of_the_tutor_meets_its_style(style, gold):
-    steps = calculations(gold)
-    for hint, because, full, support, joined in itertools.product((False, True), repeat=5):
-        text = explain(steps, Manner(style, hint, because, full, joined, support))
-        assert EXPLANATION_STYLES[style](text), text
-        assert CHECKABLE_PREFERENCES["a hint first"](text) == hint
-        assert CHECKABLE_PREFERENCES["no hint"](text) != hint
-        assert CHECKABLE_PREFERENCES["a reason with because"](text) == because
-        assert CHECKABLE_PREFERENCES["the answer in a full sentence"](text) >= full
-        assert CHECKABLE_PREFERENCES["at most 60 words"](text)
-        assert correct([text], [gold]) == [1.0] and well_formed([text]) == [1.0]
-        found = equations(text)
-        assert all(equation.valid for equation in found)
-        if support:
-            plain = explain(steps, Manner(style, hint, because, full, joined))
-            assert len({e.key for e in found}) >= len({e.key for e in equations(plain)})
+# --- the table --------------------------------------------------------------------------------------------
+
+
+def test_a_part_that_raises_costs_its_row_alone():
+    def fragile(completions, **_):
+        if completions[0] == "b":
+            raise ValueError("no")
+        return [1.0]
+
+    table = RewardTable({"fragile": fragile, "half": lambda completions, **_: [0.5]})
+    logged = {}
+    batch = {
+        "completions": ["a", "b"],
+        "memory": ["", ""],
+        "student_id": ["S001"] * 2,
+        "log_metric": logged.__setitem__,
+    }
+    assert [part.__name__ for part in table.functions()] == ["fragile", "half"]
+    assert [part(**batch) for part in table.functions()] == [[1.0, None], [0.5, None]]
+    assert (table.errors, table.last_error) == (1, "ValueError: no")
+    assert logged == {"copying": 0.0, "names_student": 0.0}

@@ -1,24 +1,26 @@
-"""The documented commands in child processes, ended by real signals, their files read back strictly."""
+"""The sweeps as documented: child processes, real signals, files read back strictly."""
 
-import contextlib
-import io
 import json
-import os
 import re
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from conftest import (
+    long_context,
+    only,
+    read_strictly,
+    run_here,
+    run_script,
+    start_script,
+    wait_for_batches,
+    without_times,
+)
 
 from cot import run_baseline_cot, run_baseline_faiss
 from cot.utils.cli import PROFILES_DIR, REPO_ROOT
-from cot.utils.data import Question
-from cot.utils.prompts import Prompt
-from cot.utils.records import Cell
-from cot.utils.sweep import Sweep
 
 FIRST_KEYS = [
     "index",
@@ -31,79 +33,7 @@ FIRST_KEYS = [
     "perplexity",
     "semantic_similarity",
 ]
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SMALL = ["--dataset", "textbook", "--device", "cpu", "--max_new_tokens", "24"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CANARY_SECRET": "canary-9b1c"}
-
-
-def start(script, *flags, cwd=REPO_ROOT):
-    command = [sys.executable, str(REPO_ROOT / script), *map(str, flags)]
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
-    )
-
-
-def run(script, *flags, cwd=REPO_ROOT):
-    process = start(script, *flags, cwd=cwd)
-    process.stdout_text, process.stderr_text = process.communicate(timeout=240)
-    return process
-
-
-def run_here(main, *flags):
-    """The script in this process, which has imported the libraries already: (exit code, stdout, stderr)."""
-    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    hook = sys.excepthook
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main([str(flag) for flag in flags])
-    finally:
-        sys.excepthook = hook
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-    return code, out.getvalue(), err.getvalue()
-
-
-def read(path):
-    return json.loads(
-        path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{path}: {name}")
-    )
-
-
-def only(folder, pattern):
-    (path,) = folder.rglob(pattern)
-    return path
-
-
-def without_times(document):
-    """What must be equal between two runs: all but times, and where the files lie."""
-    text = json.dumps(document)
-    text = re.sub(r"\d{8}_\d{6}(_\d+)?", "TIME", text)
-    document = json.loads(text)
-    document["config"].pop("output_dir")
-
-    def strip(value):
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k != "timing"}
-        return [strip(item) for item in value] if isinstance(value, list) else value
-
-    return strip(document)
-
-
-def wait_for_batches(process, folder, count):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(path.read_bytes().count(b"\n") > count for path in folder.rglob("journal_*.jsonl")):
-            return
-        time.sleep(0.02)
-    process.kill()
-    pytest.fail(f"no {count} batches in time: {process.communicate()}")
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +49,6 @@ def factorial(tiny_folder, tmp_path_factory):
     return stdout, folder / "out" / "tiny"
 
 
-def long_context(source, target):
-    """The tiny model with room for a prompt; rotary positions need no weights."""
-    shutil.copytree(source, target)
-    config = json.loads((target / "config.json").read_text())
-    config["max_position_embeddings"] = 2048
-    (target / "config.json").write_text(json.dumps(config))
-    return target
-
-
 def test_the_last_line_is_the_summarys_path_and_the_first_say_what_was_picked(factorial):
     stdout, folder = factorial
     lines = stdout.splitlines()
@@ -140,7 +61,7 @@ def test_result_files_keep_their_contract(factorial):
     _, folder = factorial
     assert len(list(folder.glob("results_temp_*_*.json"))) == 2
     for temperature in (0.0, 0.6):
-        found = read(only(folder, f"results_temp_{temperature}_*.json"))
+        found = read_strictly(only(folder, f"results_temp_{temperature}_*.json"))
         assert list(found)[-1] == "results"
         assert (found["status"], found["temperature"]) == ("success", temperature)
         assert len(found["results"]) == 2 * 2 * 4 * 2
@@ -155,21 +76,23 @@ def test_result_files_keep_their_contract(factorial):
             assert ("Student S00" in record["prompt"]) == (record["memory_arm"] in ("own", "shuffled"))
         summary = found["summary"]
         assert summary["n"] == 32
-        assert set(summary["by_memory_arm"]) == {"own", "none", "shuffled", "random"}
-        assert [(c["arm"], c["reference"]) for c in summary["comparisons"]] == [
+        assert list(summary["arms"]) == ["own", "none", "shuffled", "random"]
+        assert [(c["arm"], c["reference_arm"]) for c in summary["comparisons"]] == [
             ("own", "none"),
-            ("shuffled", "none"),
-            ("random", "none"),
             ("own", "shuffled"),
             ("own", "random"),
+            ("shuffled", "none"),
+            ("random", "none"),
         ]
         assert summary["leak_rate"] == 0
-        assert summary["memory_specificity"]["own"]["chance"] == 0.5
+        assert summary["arms"]["own"]["profile_identification"]["chance"] == 0.5
+        (model,) = found["config"]["models"].values()
+        assert (model["kind"], model["device"], model["batch_size"]) == ("folder", "cpu", 128)
 
 
 def test_arms_differ_in_memory_alone(factorial):
     _, folder = factorial
-    records = read(only(folder, "results_temp_0.0_*.json"))["results"]
+    records = read_strictly(only(folder, "results_temp_0.0_*.json"))["results"]
     for record in records:
         own, shuffled = record["student_id"], record["memory_student_id"]
         if record["memory_arm"] == "own":
@@ -187,7 +110,7 @@ def test_arms_differ_in_memory_alone(factorial):
 
 def test_the_summary_lists_every_temperature(factorial):
     _, folder = factorial
-    summary = read(only(folder, "summary_*.json"))
+    summary = read_strictly(only(folder, "summary_*.json"))
     assert [entry["temperature"] for entry in summary["results"]] == [0.0, 0.6]
     assert all((folder / entry["file"]).exists() for entry in summary["results"])
     assert summary["summary"]["n"] == 64
@@ -202,26 +125,26 @@ def test_a_killed_sweep_continues_to_what_an_uninterrupted_one_gives(tiny_folder
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = [*SMALL, "--model_name", model, "--subset_size", "30", "--temperatures", "0.0", "0.6"]
     flags += ["--batch_size", "2", "--cot_prompt", "Solve.", "--max_new_tokens", "60"]
-    whole = start("cot/run_baseline_cot.py", *flags, "--output_dir", tmp_path / "whole")
+    whole = start_script("cot/run_baseline_cot.py", *flags, "--output_dir", tmp_path / "whole")
     broken = [*flags, "--output_dir", tmp_path / "broken"]
-    process = start("cot/run_baseline_cot.py", *broken)
+    process = start_script("cot/run_baseline_cot.py", *broken)
     wait_for_batches(process, tmp_path / "broken", 5)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     folder = tmp_path / "broken" / "tiny"
     for path in folder.glob("results_*.json"):
-        assert read(path)["status"] == "running"
+        assert read_strictly(path)["status"] == "running"
     journal = only(folder, "journal_*.jsonl")
     kept = journal.read_bytes().count(b"\n")
-    again = run("cot/run_baseline_cot.py", *broken)
+    again = run_script("cot/run_baseline_cot.py", *broken)
     assert again.returncode == 0, again.stderr_text
     assert f"continuing {journal}" in again.stdout_text
-    assert int(re.search(r"(\d+) of 60 rows left", again.stdout_text).group(1)) == 60 - 2 * (kept - 1)
+    assert int(re.search(r"(\d+) of 60 rows left", again.stdout_text).group(1)) == 60 - 2 * (kept - 2)
     _, stderr = whole.communicate()
     assert whole.returncode == 0, stderr
     for name in ("results_temp_0.0_*.json", "results_temp_0.6_*.json", "summary_*.json"):
-        expected = without_times(read(only(tmp_path / "whole", name)))
-        assert without_times(read(only(tmp_path / "broken", name))) == expected
+        expected = without_times(read_strictly(only(tmp_path / "whole", name)))
+        assert without_times(read_strictly(only(tmp_path / "broken", name))) == expected
     keys = [key for line in journal.read_text().splitlines() for key in json.loads(line).get("records", {})]
     assert len(keys) == len(set(keys)) == 60
 
@@ -243,7 +166,7 @@ def test_signals_flush_and_leave_with_their_exit_code(tiny_folder, tmp_path):
     codes = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
     folders = {signum: tmp_path / signum.name for signum in codes}
     processes = {
-        signum: start("cot/run_baseline_cot.py", *flags, "--output_dir", folder)
+        signum: start_script("cot/run_baseline_cot.py", *flags, "--output_dir", folder)
         for signum, folder in folders.items()
     }
     for signum, process in processes.items():
@@ -255,9 +178,9 @@ def test_signals_flush_and_leave_with_their_exit_code(tiny_folder, tmp_path):
         assert time.monotonic() - asked < 10
         assert "Traceback" not in stderr
         assert "continue with: python" in stderr and "run_baseline_cot.py" in stderr
-        found = read(only(folders[signum], "results_*.json"))
+        found = read_strictly(only(folders[signum], "results_*.json"))
         assert found["status"] == "cancelled"
-        assert found["summary"]["n"] == len(found["results"]) >= 2
+        assert found["summary"]["rows_done"] == len(found["results"]) >= 2
 
 
 @pytest.mark.parametrize(
@@ -268,7 +191,6 @@ def test_signals_flush_and_leave_with_their_exit_code(tiny_folder, tmp_path):
         (["--students", "S999"], "--students S999: no such profile"),
         (["--profiles_dir", "BROKEN"], "S005.json: strengths: expected a list of strings, got str"),
         (["--as_of", "yesterday"], "expected a UTC time such as"),
-        (["--memory", "none", "--remember"], "--remember: needs the arm own"),
         (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
     ],
 )
@@ -279,7 +201,7 @@ def test_a_mistake_is_one_line_and_exit_2_at_once(flags, expected, tmp_path):
         flags = [str(tmp_path) if flag == "BROKEN" else flag for flag in flags]
     if "--model_name" not in flags:
         flags = [*flags, "--model_name", "bundled"]
-    done = run("cot/run_baseline_faiss.py", *flags, "--output_dir", tmp_path / "out")
+    done = run_script("cot/run_baseline_faiss.py", *flags, "--output_dir", tmp_path / "out")
     assert done.returncode == 2
     assert expected in done.stderr_text
     assert done.stderr_text.count("\n") == 1
@@ -290,74 +212,12 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = run(
+    done = run_script(
         "cot/run_baseline_cot.py", "--device", "cuda", "--dataset", "textbook", "--output_dir", tmp_path
     )
     assert done.returncode == 2
     assert done.stderr_text.startswith("error: --device cuda")
     assert done.stderr_text.count("\n") == 1
-
-
-def test_what_was_done_is_remembered_once(tiny_folder, tmp_path):
-    model = long_context(tiny_folder, tmp_path / "tiny-llama")
-    shutil.copytree(PROFILES_DIR, tmp_path / "profiles")
-    log = tmp_path / "profiles" / "memory" / "S003.jsonl"
-    before = log.read_text().splitlines()
-    flags = [
-        *SMALL,
-        "--model_name",
-        model,
-        "--subset_size",
-        "3",
-        "--temperatures",
-        "0.0",
-        "0.6",
-        "--students",
-        "S003",
-    ]
-    flags += ["--profiles_dir", tmp_path / "profiles", "--remember", "--as_of", "2027-01-01T00:00:00Z"]
-    flags += ["--output_dir", tmp_path / "out"]
-    for _ in range(2):  # the same command twice: the lines of the first stand, none comes twice
-        code, _, stderr = run_here(run_baseline_faiss.main, *flags)
-        assert code == 0, stderr
-        after = log.read_text().splitlines()
-        assert after[: len(before)] == before
-        assert len(after) == len(before) + 3
-    added = [json.loads(line) for line in after[len(before) :]]
-    records = read(sorted((tmp_path / "out").rglob("results_temp_0.0_*.json"))[0])["results"]
-    assert [(a["question"], a["skill"], a["correct"]) for a in added] == [
-        (r["question"], r["skill"], r["correct"]) for r in records
-    ]
-    assert [a["time"] for a in added] == [f"2027-01-01T00:00:0{second}Z" for second in range(3)]
-
-
-def test_a_remembering_run_finds_the_memory_it_began_with(tiny_folder, tmp_path):
-    """Killed after its lines were written but before it counted as complete: no line comes twice."""
-    model = long_context(tiny_folder, tmp_path / "tiny-llama")
-    shutil.copytree(PROFILES_DIR, tmp_path / "profiles")
-    log = tmp_path / "profiles" / "memory" / "S003.jsonl"
-    before = log.read_text()
-    flags = [
-        *SMALL,
-        "--model_name",
-        model,
-        "--subset_size",
-        "2",
-        "--temperatures",
-        "0.0",
-        "--students",
-        "S003",
-    ]
-    flags += ["--profiles_dir", tmp_path / "profiles", "--remember", "--output_dir", tmp_path / "out"]
-    assert run_here(run_baseline_faiss.main, *flags)[0] == 0
-    once = log.read_text()
-    assert once.count("\n") == before.count("\n") + 2
-    journal = only(tmp_path / "out", "journal_*.jsonl")
-    lines = journal.read_text().splitlines(keepends=True)
-    journal.write_text("".join(lines[:-1]))  # as it lies on the disk before the run is marked as complete
-    code, stdout, _ = run_here(run_baseline_faiss.main, *flags)
-    assert code == 0 and f"continuing {journal}" in stdout
-    assert log.read_text() == once
 
 
 def test_a_failed_sample_is_a_record_and_too_many_are_an_exit_code(tiny_folder, tmp_path):
@@ -369,8 +229,8 @@ def test_a_failed_sample_is_a_record_and_too_many_are_an_exit_code(tiny_folder, 
     flags += ["--max_new_tokens", "20", "--temperatures", "0.0", "--output_dir", tmp_path]
     code, _, stderr = run_here(run_baseline_cot.main, *flags)
     assert code == 3
-    assert "1 of 3 samples failed" in stderr
-    found = read(only(tmp_path, "results_*.json"))
+    assert "1 of 3 answers failed" in stderr
+    found = read_strictly(only(tmp_path, "results_*.json"))
     assert found["status"] == "error"
     assert [record["error"] is None for record in found["results"]] == [True, False, True]
     failed = found["results"][1]
@@ -382,16 +242,6 @@ def test_a_failed_sample_is_a_record_and_too_many_are_an_exit_code(tiny_folder, 
     assert run_here(run_baseline_cot.main, *flags, "--fail_on_error", "0.5")[0] == 0
 
 
-@pytest.mark.parametrize(("kind", "stop"), [("plain", ("\nQuestion:",)), ("chat", ())])
-def test_a_plain_prompts_answer_ends_before_a_question_of_the_models_own(kind, stop, tmp_path):
-    args = run_baseline_cot.build_parser().parse_args(["--temperatures", "0.6"])
-    cell = Cell(0, Question("q", "2 + 3?", "#### 5"), Prompt("Question: 2 + 3?", (1, 2), kind))
-    sweep = Sweep("script", args, [cell], {"model": {"device": "cpu"}}, tmp_path)
-    (request,) = [sweep._request(row) for row in sweep.rows]
-    assert request.stop == stop
-    assert (request.prompt_ids, request.temperature) == ((1, 2), 0.6)
-
-
 def test_the_same_seed_gives_the_same_bytes_and_another_another(tiny_folder, tmp_path):
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = [*SMALL, "--model_name", model, "--subset_size", "4", "--temperatures", "0.9"]
@@ -399,29 +249,113 @@ def test_the_same_seed_gives_the_same_bytes_and_another_another(tiny_folder, tmp
     for number, seed in enumerate((0, 0, 1)):
         folder = tmp_path / str(number)
         assert run_here(run_baseline_cot.main, *flags, "--seed", seed, "--output_dir", folder)[0] == 0
-        texts.append(without_times(read(only(folder, "results_*.json"))))
+        texts.append(without_times(read_strictly(only(folder, "results_*.json"))))
     assert json.dumps(texts[0]) == json.dumps(texts[1])
     assert texts[0]["results"] != texts[2]["results"]
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="jq absent")
-def test_the_readmes_jq_lines_run(factorial):
-    _, folder = factorial
-    (block,) = re.findall(r"```jq\n(.*?)```", (REPO_ROOT / "README.md").read_text(), re.DOTALL)
-    lines = block.strip().splitlines()
-    assert len(lines) == 5
-    for line in lines:
-        done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout.strip(), (line, done.stderr)
+def test_memory_as_of_a_moment_shows_nothing_later(tiny_folder, tmp_path):
+    """S001's log begins on 5 January 2026: before it nothing is retrieved, and no skill has a mastery."""
+    model = long_context(tiny_folder, tmp_path / "tiny-llama")
+    flags = [*SMALL, "--model_name", model, "--students", "S001", "--subset_size", "1"]
+    flags += ["--temperatures", "0.0", "--memory_tokens", "1200", "--min_similarity", "-1"]
+    found = {}
+    for as_of in ("end", "2026-01-05T00:00:00Z"):
+        folder = tmp_path / as_of
+        code, _, stderr = run_here(run_baseline_faiss.main, *flags, "--as_of", as_of, "--output_dir", folder)
+        assert code == 0, stderr
+        (found[as_of],) = read_strictly(only(folder, "results_*.json"))["results"]
+    early, end = found["2026-01-05T00:00:00Z"], found["end"]
+    assert "Past exercise" in end["prompt"] and len(end["retrieved_memories"]) == 2
+    assert "Past exercise" not in early["prompt"] and early["retrieved_memories"] == []
+    assert end["mastery"] is not None and early["mastery"] is None
+    assert (early["as_of"], early["memory_as_of"]) == ("2026-01-05T00:00:00Z", "2026-01-05T00:00:00Z")
 
 
-def test_the_readme_names_every_flag_and_key(factorial):
-    _, folder = factorial
-    readme = (REPO_ROOT / "README.md").read_text()
-    flags = {a.option_strings[-1] for a in run_baseline_faiss.build_parser()._actions} - {"--help"}
-    found = read(only(folder, "results_temp_0.0_*.json"))
-    summary = found["summary"]
-    keys = {*found, *found["results"][0], *summary, *summary["comparisons"][0], *summary["timing"]}
-    keys |= {*summary["memory_specificity"]["own"], *found["config"]["model"], *found["environment"]}
-    missing = [name for name in flags | keys if not re.search(rf"\b{name.lstrip('-')}\b", readme)]
-    assert not missing
+@pytest.fixture
+def interrupted(tiny_folder, tmp_path):
+    """Flags of a run whose journal was cut before its end, and that journal."""
+    model = long_context(tiny_folder, tmp_path / "tiny-llama")
+    shutil.copytree(PROFILES_DIR, tmp_path / "profiles")
+    flags = [*SMALL, "--model_name", model, "--subset_size", "2", "--temperatures", "0.6"]
+    flags += ["--memory", "own", "none", "--memory_tokens", "60", "--cot_prompt", "Solve."]
+    flags += ["--profiles_dir", tmp_path / "profiles", "--output_dir", tmp_path / "out"]
+    code, _, stderr = run_here(run_baseline_faiss.main, *flags)
+    assert code == 0, stderr
+    journal = only(tmp_path / "out", "journal_*.jsonl")
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))  # header and model
+    return flags, journal
+
+
+def test_a_run_that_continues_decodes_in_batches_of_the_size_it_began_with(interrupted):
+    flags, journal = interrupted
+    stored = journal.read_text().replace('"batch_size": 128', '"batch_size": 3')
+    journal.write_text(stored)
+    code, stdout, stderr = run_here(run_baseline_faiss.main, *flags)
+    assert code == 0 and f"continuing {journal}" in stdout, stderr
+    batches = [json.loads(line).get("records", {}) for line in journal.read_text().splitlines()]
+    assert [len(batch) for batch in batches if batch] == [3, 1]
+
+
+@pytest.mark.parametrize("changed", ["profile of nobody asked", "profile", "memory", "code"])
+def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrupted, tmp_path, monkeypatch):
+    flags, journal = interrupted
+    asked = {r["student_id"] for r in read_strictly(only(tmp_path, "results_*.json"))["results"]}
+    asked = sorted(asked)
+    others = [path.stem for path in (tmp_path / "profiles").glob("*.json") if path.stem not in asked]
+    if changed.startswith("profile"):
+        path = tmp_path / "profiles" / f"{(others if 'nobody' in changed else asked)[0]}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"notes": "New here."}))
+    if changed == "memory":
+        path = tmp_path / "profiles" / "memory" / f"{asked[0]}.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-20]))
+    if changed == "code":
+        monkeypatch.setattr("cot.utils.runner.code_version", lambda: "another")
+    code, stdout, stderr = run_here(run_baseline_faiss.main, *flags)
+    assert code == 0, stderr
+    assert f"continuing {journal}" not in stdout
+    assert len(list(journal.parent.glob("journal_*.jsonl"))) == 2
+    part = {"profile of nobody asked": "profiles", "profile": "profiles"}.get(changed, changed)
+    assert re.search(rf"not continuing {journal.name}: .*{part}.* changed", stdout)
+
+
+def test_a_full_disk_leaves_readable_files_and_the_same_command_finishes(tiny_folder, tmp_path):
+    model = long_context(tiny_folder, tmp_path / "tiny-llama")
+    flags = [*SMALL, "--model_name", model, "--subset_size", "12", "--temperatures", "0.0"]
+    flags += ["--batch_size", "2", "--output_dir", tmp_path / "out"]
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails as it does on a full disk
+
+    full = run_script("cot/run_baseline_cot.py", *flags, before=small_files)
+    assert full.returncode == 1, full.stderr_text
+    assert full.stderr_text.count("\n") == 1 and "File too large" in full.stderr_text
+    for path in (tmp_path / "out").rglob("results_*.json"):
+        read_strictly(path)
+    again = run_script("cot/run_baseline_cot.py", *flags)
+    assert again.returncode == 0, again.stderr_text
+    assert "continuing" in again.stdout_text
+    assert read_strictly(only(tmp_path, "results_*.json"))["summary"]["n"] == 12
+
+
+def test_six_frames_lead_from_a_script_to_the_model(tiny_folder, tmp_path, monkeypatch):
+    import traceback
+
+    from transformers import LlamaForCausalLM
+
+    seen = []
+    forward = LlamaForCausalLM.forward
+
+    def watched(self, *args, **kwargs):
+        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(REPO_ROOT))]
+        seen.append([frame.name for frame in frames if "/tests/" not in frame.filename])
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    model = long_context(tiny_folder, tmp_path / "tiny-llama")
+    flags = [*SMALL, "--model_name", model, "--subset_size", "1", "--temperatures", "0.0"]
+    assert run_here(run_baseline_cot.main, *flags, "--output_dir", tmp_path / "out")[0] == 0
+    # with the script's own `<module>` six at most
+    assert min(map(len, seen)) <= 5, seen[0]
+    assert seen[-1][:3] == ["main", "run", "generate"]

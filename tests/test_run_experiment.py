@@ -1,4 +1,4 @@
-"""The experiment: its arms, pooled numbers and hypotheses, and a whole small run that is interrupted."""
+"""The experiment: what each arm is trained with, and a whole small run that grows and is trained again."""
 
 import json
 import shutil
@@ -9,93 +9,58 @@ from pathlib import Path
 import pytest
 
 from cot.utils.cli import PROFILES_DIR, REPO_ROOT
-from rl.experiment_tables import Experiment, cells_of, pool, render, subtract
-from rl.run_experiment import build_parser, main
+from rl.run_experiment import ARMS, build_parser, main, training_flags
+from rl.settings import fill_preset
+from rl.train_rl_memory import parse_args
 
-STUDENTS = ("S1", "S2")
-
-
-def answers(fits: dict[str, float], right=True, memory="own", exercises=40) -> list[dict]:
-    """Texts for two students a question; `fits` is how well a text for a student fits S1 and S2."""
-    rows = []
-    for number in range(exercises):
-        for student in STUDENTS:
-            own, other = fits["own"], fits["other"]
-            judged = {name: own if name == student else other for name in STUDENTS}
-            row = {"wording": "usual", "memory": memory, "temperature": 0.0, "question_id": f"add/{number}"}
-            row |= {"student_id": student, "chapter": "add", "fits": judged, "fidelity": own}
-            row |= {"correct": right if isinstance(right, bool) else right(number), "style": own > 0.5}
-            rows.append(row | {"identification": float(own > other), "copying": 0.0, "tokens": 10})
-    return rows
+ALL_REWARDS = {
+    "correct": 1.0,
+    "format": 0.1,
+    "fidelity": 1.0,
+    "memory_margin": 0.5,
+    "scaffold_fit": 0.1,
+    "overlong": 1.0,
+    "repetition": 0.2,
+}
+CORRECTNESS = {"correct": 1.0, "format": 0.1, "overlong": 1.0, "repetition": 0.2}
 
 
-def every_wording(rows: list[dict]) -> list[dict]:
-    none = [row | {"memory": "none"} for row in rows if row["student_id"] == "S1"]
-    return [*rows, *none, *(row | {"wording": "novel"} for row in rows)]
+@pytest.mark.parametrize(
+    ("arm", "memory", "weights"),
+    [
+        ("ipo", "own", ALL_REWARDS),
+        ("no_memory", "none", ALL_REWARDS),
+        ("shuffled_memory", "shuffled", ALL_REWARDS),
+        ("correctness_only", "own", CORRECTNESS),
+        ("random_reward", "own", {"coin": 1.0}),
+    ],
+)
+def test_an_arm_is_trained_with_its_memory_and_its_rewards(arm, memory, weights, tmp_path):
+    flags = training_flags(build_parser().parse_args(["--max_steps", "7"]), arm, 3, tmp_path)
+    training = parse_args(flags)
+    fill_preset(training)
+    assert training.memory == memory and training.weights == weights
+    assert (training.seed, training.max_steps, training.preset) == (3, 7, "cpu")
+    assert training.dataset == "textbook" and training.output_dir == tmp_path
 
 
-def test_measures_of_a_hand_made_table():
-    base = answers({"own": 0.4, "other": 0.4}, right=lambda number: number % 2 == 0)
-    now = answers({"own": 0.9, "other": 0.3}, right=lambda number: number >= 20)
-    found = cells_of(now, base, "usual", "own", 0.0)
-    assert {name: pool({0: cells})["mean"] for name, cells in found.items()} == pytest.approx(
-        {
-            "accuracy": 0.5,
-            "fidelity": 0.9,
-            "style": 1.0,
-            "specificity": 0.9 - 0.3,  # the other student's text fits this one with 0.3
-            "identification": 1.0,
-            "breakage": 0.5,  # of 20 right questions, the 10 below number 20
-            "copying": 0.0,
-            "tokens": 10.0,
-        }
-    )
+def test_the_arms_are_ipo_and_the_four_controls():
+    assert list(ARMS) == ["ipo", "no_memory", "shuffled_memory", "correctness_only", "random_reward"]
 
 
-def test_a_difference_pairs_cells_and_takes_the_one_answer_without_memory():
-    one = {0: {("q", "S1"): 1.0, ("q", "S2"): 0.0}}
-    assert subtract(one, {0: {("q", "S1"): 0.0, ("q", "S2"): 1.0}})[0] == {
-        ("q", "S1"): 1.0,
-        ("q", "S2"): -1.0,
-    }
-    assert subtract(one, {0: {("q", "S1"): 1.0}})[0] == {("q", "S1"): 0.0, ("q", "S2"): -1.0}
-
-
-def make_experiment(ipo: dict, none: dict) -> Experiment:
-    base = every_wording(answers({"own": 0.4, "other": 0.4}, right=lambda number: number % 2 == 0))
-    table = {("ipo", seed): every_wording(answers(**ipo)) for seed in range(3)}
-    table |= {("none", seed): every_wording(answers(**none)) for seed in range(3)}
-    return Experiment(table, base)
-
-
-def verdicts(experiment: Experiment) -> dict[str, str]:
-    return {
-        test["hypothesis"]: test["verdict"]
-        for test in experiment.hypotheses([0.0])
-        if test["wording"] == "usual"
-    }
-
-
-def test_hypotheses_hold_where_the_interval_lies_beyond_the_bound():
-    planted = make_experiment(
-        {"fits": {"own": 0.95, "other": 0.4}, "right": True}, {"fits": {"own": 0.4, "other": 0.4}}
-    )
-    assert set(verdicts(planted).values()) == {"holds"} and len(verdicts(planted)) == 5
-    text = render(
-        {"table": planted.table([0.0], [("usual", "own")]), "hypotheses": planted.hypotheses([0.0])},
-        {"seeds": [0, 1, 2], "max_steps": 1, "exercises": 40, "students_per_exercise": 2},
-    )
-    assert "| ipo | 240 | 1.000 [1.000, 1.000] | 0.950 [0.950, 0.950]" in text
-
-
-def test_hypotheses_fail_for_a_policy_that_ignores_memory():
-    blind = make_experiment(
-        {"fits": {"own": 0.4, "other": 0.4}, "right": lambda number: number % 2 == 0},
-        {"fits": {"own": 0.4, "other": 0.4}, "right": True},
-    )
-    found = verdicts(blind)
-    assert found.pop("profile identification, never rewarded, rises over the base") == "fails"
-    assert set(found.values()) == {"fails"}
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--arms", "ipo2"], "invalid choice: 'ipo2'"),
+        (["--seeds", "0", "0"], "a value occurs twice"),
+        (["--students_per_exercise", "1"], "expected int of at least 2"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        build_parser().parse_args(flags)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in err and err.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -108,29 +73,65 @@ def school(tmp_path_factory) -> Path:
     return folder
 
 
+def table_of(summary_path: Path) -> dict:
+    document = json.loads(summary_path.read_text())
+    assert document["status"] == "success" and document["config"]["exercises"] == 10
+    assert list(document["summary"]) == ["rows_done", "table", "verdicts", "timing"]
+    rows = document["summary"]["table"]
+    return {(row["arm"], row["wording"], row["memory_arm"]): row for row in rows}
+
+
+def answers_of(summary_path: Path) -> list[dict]:
+    name = summary_path.name.replace("summary_", "results_temp_0.0_")
+    return json.loads(summary_path.with_name(name).read_text())["results"]
+
+
+@pytest.mark.slow
 def test_a_small_experiment_from_beginning_to_end_and_again(school, tiny_tutor, tmp_path, capsys):
-    command = [sys.executable, str(REPO_ROOT / "rl" / "run_experiment.py"), "--model_name", str(tiny_tutor)]
-    command += ["--arms", "ipo", "random", "--seeds", "0", "--max_steps", "1", "--exercises_per_chapter", "2"]
-    command += ["--profiles_dir", str(school), "--output_dir", str(tmp_path), "--temperatures", "0"]
+    flags = ["--model_name", tiny_tutor, "--profiles_dir", school, "--output_dir", tmp_path, "--seeds", "0"]
+    flags += ["--max_steps", "1", "--exercises_per_chapter", "2", "--temperatures", "0.0"]
+    flags = [*map(str, flags)]
+    command = [sys.executable, str(REPO_ROOT / "rl" / "run_experiment.py"), *flags, "--arms", "random_reward"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().endswith("experiment.json")
-    document = json.loads((tmp_path / "experiment.json").read_text())
-    assert document["status"] == "success" and document["config"]["exercises"] == 10
-    arms = {(row["arm"], row["wording"], row["memory"]): row for row in document["summary"]["table"]}
-    assert len(arms) == 9 and arms["ipo", "usual", "own"]["accuracy"]["n"] == 20
-    assert arms["base", "usual", "none"]["accuracy"]["n"] == 10  # one prompt whoever asks
+    summary = Path(done.stdout.splitlines()[-1])
+    assert summary.parent == tmp_path
+
+    # 10 exercises for 2 students, the same without memory asked once, 10 in novel wordings for one student
+    table = table_of(summary)
+    assert set(table) == {
+        (arm, *where)
+        for arm in ("base", "random_reward")
+        for where in (("usual", "own"), ("usual", "none"), ("novel", "own"))
+    }
+    assert table["random_reward", "usual", "own"]["accuracy"]["n"] == 20
+    assert table["base", "usual", "none"]["accuracy"]["n"] == 10  # one prompt whoever asks
+    assert table["base", "novel", "own"]["accuracy"]["n"] == 10
+    assert len(answers_of(summary)) == 2 * (20 + 10 + 10)
+    run = json.loads((tmp_path / "random_reward_0" / "run.json").read_text())
+    assert run["config"]["memory"] == "own" and run["config"]["weights"] == {"coin": 1.0}
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    # again: nothing is trained or answered anew
-    trained = (tmp_path / "ipo_0" / "run.json").stat().st_mtime_ns
-    assert main(command[2:]) == 0
-    assert (tmp_path / "ipo_0" / "run.json").stat().st_mtime_ns == trained
-    assert "answers:" not in capsys.readouterr().out
-    assert main([*command[2:], "--exercises_per_chapter", "3"]) == 2
-    assert "an experiment with other settings" in capsys.readouterr().err
+    assert "| random_reward | 20 |" in (tmp_path / "experiment.md").read_text()
 
+    # another arm: what is there is neither trained nor answered again
+    trained = (tmp_path / "random_reward_0" / "run.json").stat().st_mtime_ns
+    assert main([*flags, "--arms", "random_reward", "ipo"]) == 0
+    out = capsys.readouterr().out
+    assert (tmp_path / "random_reward_0" / "run.json").stat().st_mtime_ns == trained
+    assert Path(out.splitlines()[-1]) == summary and "40 of 120 rows left" in out
+    assert ("ipo", "usual", "own") in table_of(summary)
 
-def test_a_wrong_arm_is_one_line(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        build_parser().parse_args(["--arms", "ipo2"])
-    assert stopped.value.code == 2 and "invalid choice: 'ipo2'" in capsys.readouterr().err
+    # an arm that was trained again is answered again, and its old answers are in no table
+    before = [record for record in answers_of(summary) if record["arm"] == "random_reward"]
+    weights = tmp_path / "random_reward_0" / "model" / "model.safetensors"
+    weights.write_bytes((tmp_path / "ipo_0" / "model" / "model.safetensors").read_bytes())
+    assert main([*flags, "--arms", "random_reward", "ipo"]) == 0
+    assert "40 of 120 rows left" in capsys.readouterr().out
+    after = [record for record in answers_of(summary) if record["arm"] == "random_reward"]
+    twins = [record for record in answers_of(summary) if record["arm"] == "ipo"]
+    assert [r["generated_text"] for r in after] == [r["generated_text"] for r in twins]
+    assert {r["policy"] for r in after}.isdisjoint(r["policy"] for r in before)
+
+    # a training with other settings is not taken for this one's
+    assert main([*flags, "--arms", "ipo", "--max_steps", "2"]) == 2
+    assert "--max_steps 2: the checkpoint was made with 1" in capsys.readouterr().err

@@ -1,24 +1,26 @@
-"""Intervals and paired tests, against hand computations and SciPy."""
+"""Intervals and tests, against hand computations and SciPy."""
 
-import doctest
+import itertools
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cot.utils import stats
 from cot.utils.stats import (
+    cosine_distances,
+    fisher_z,
     holm,
     mcnemar_exact,
-    minimum_detectable_effect,
-    paired_comparison,
+    mean_interval,
+    permutation_test,
+    proportion,
+    spearman,
     two_way_cluster_bootstrap,
+    wilcoxon_p,
     wilson_interval,
 )
 
@@ -44,44 +46,15 @@ def test_mcnemar_by_hand():
     assert mcnemar_exact(0, 0) == 1.0
 
 
-def test_paired_comparison_counts_each_kind_of_item():
-    #            both  repaired  broken  neither
-    arm = [True] * 4 + [True] * 3 + [False] * 1 + [False] * 2
-    reference = [True] * 4 + [False] * 3 + [True] * 1 + [False] * 2
-    result = paired_comparison(arm, reference)
-    assert result["n"] == 10
-    assert result["difference"] == result["gain"] == pytest.approx(0.7 - 0.5)
-    assert (result["repaired"], result["broken"]) == (3, 1)
-    assert result["breakage"] == pytest.approx(1 / 5)  # of 5 that the reference has right
-    assert result["repair"] == pytest.approx(3 / 5)  # of 5 that it has wrong
-    assert result["mcnemar_p"] == pytest.approx(2 * (1 + 4) / 2**4)  # 2 * P(X <= 1), X ~ Binomial(4, 1/2)
-    assert result["difference_low"] <= 0.2 <= result["difference_high"]
-
-
-def test_paired_interval_approaches_the_normal_one():
-    # 400 items, 80 repaired, 40 broken: d = 0.1, sd of one item sqrt(0.3 - 0.01) = 0.5385, se = 0.02693
-    arm = [True] * 80 + [False] * 40 + [True] * 280
-    reference = [False] * 80 + [True] * 40 + [True] * 280
-    result = paired_comparison(arm, reference)
-    assert result["difference_low"] == pytest.approx(0.1 - 1.96 * 0.02693, abs=0.006)
-    assert result["difference_high"] == pytest.approx(0.1 + 1.96 * 0.02693, abs=0.006)
-    assert paired_comparison(arm, reference) == result  # the seed decides
-    assert paired_comparison(arm, reference, seed=1) != result
-
-
-def test_paired_comparison_without_spread_or_items():
-    same = paired_comparison([True, True], [True, True])
-    assert (same["difference"], same["difference_low"], same["difference_high"]) == (0.0, 0.0, 0.0)
-    assert (same["breakage"], same["repair"], same["mcnemar_p"]) == (0.0, None, 1.0)
-    wrong = paired_comparison([True, True], [False, False])
-    assert (wrong["difference_low"], wrong["breakage"], wrong["repair"]) == (1.0, None, 1.0)
-    one = paired_comparison([True], [False])
-    assert (one["n"], one["difference"], one["difference_low"]) == (1, 1.0, None)
-    empty = paired_comparison([], [])
-    assert (empty.pop("n"), empty.pop("repaired"), empty.pop("broken")) == (0, 0, 0)
-    assert set(empty.values()) == {None}
-    with pytest.raises(ValueError, match="2 and 1"):
-        paired_comparison([True, False], [True])
+def test_a_share_is_wilsons_where_each_question_occurs_once_and_clustered_where_one_repeats():
+    once = proportion([True] * 8 + [False] * 2, ["s"] * 10, [f"q{n}" for n in range(10)])
+    assert once == {"n": 10, "mean": 0.8, "low": pytest.approx(0.490162), "high": pytest.approx(0.943318)}
+    # ten answers to one question are one question: no interval over questions can be narrower than none
+    outcomes, questions = [True] * 10 + [False] * 10, ["q0"] * 10 + ["q1"] * 10
+    repeated = proportion(outcomes, [f"s{n % 10}" for n in range(20)], questions)
+    assert (repeated["n"], repeated["mean"]) == (20, 0.5)
+    assert (repeated["low"], repeated["high"]) == (0.0, 1.0)
+    assert proportion([], [], []) == {"n": 0, "mean": None, "low": None, "high": None}
 
 
 def test_cluster_bootstrap_equals_explicit_resampling_of_cells():
@@ -139,40 +112,66 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
     assert by_p == sorted(by_p)
 
 
-def test_minimum_detectable_effect_by_hand():
-    # (1.959964 + 0.841621) * sqrt(0.2 / n): sqrt(0.2 / 50) = 0.063246, sqrt(0.2 / 1319) = 0.012314
-    points = [round(100 * minimum_detectable_effect(n), 1) for n in (50, 200, 500, 1319)]
-    assert points == [17.7, 8.9, 5.6, 3.4]
-    assert minimum_detectable_effect(100, discordance=0.8) == pytest.approx(
-        2 * minimum_detectable_effect(100)
-    )
-
-
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_every_run_gives_strict_json(pairs):
-    result = paired_comparison([a for a, _ in pairs], [r for _, r in pairs], n_resamples=50)
-    cells = two_way_cluster_bootstrap(
-        [float(a) for a, _ in pairs], list(map(str, pairs)), ["q"] * len(pairs), 50
+    values, questions = [float(a) for a, _ in pairs], ["q"] * len(pairs)
+    cells = two_way_cluster_bootstrap(values, list(map(str, pairs)), questions, n_resamples=50)
+    share = proportion([a for a, _ in pairs], list(map(str, pairs)), questions)
+    assert json.loads(json.dumps([cells, share], allow_nan=False)) == [cells, share]
+
+
+def test_the_signed_rank_test_is_scipys_and_exists_without_differences():
+    differences = [0.3, -0.1, 0.4, 0.2, 0.5, -0.2, 0.7]
+    assert wilcoxon_p(differences) == pytest.approx(scipy.stats.wilcoxon(differences).pvalue)
+    assert wilcoxon_p([0.0, 0.0]) == 1.0
+    assert wilcoxon_p([]) is None
+
+
+def test_the_permutation_test_is_scipys_over_all_sign_flips():
+    differences = np.array([0.4, 0.1, -0.2, 0.5, 0.3, 0.2])
+    found = permutation_test(differences, n_permutations=20_000)
+    exact = scipy.stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
     )
-    assert json.loads(json.dumps([result, cells], allow_nan=False)) == [result, cells]
+    flips = [np.dot(signs, differences) / 6 for signs in itertools.product((1, -1), repeat=6)]
+    by_hand = sum(flip >= differences.mean() - 1e-12 for flip in flips) / 64
+    assert exact.pvalue == pytest.approx(by_hand)
+    assert found["statistic"] == pytest.approx(differences.mean()) and found["n"] == 6
+    assert found["p"] == pytest.approx(by_hand, abs=0.01)
 
 
-def test_large_runs_fit_in_memory():
-    result = paired_comparison([True, False] * 10_000, [False, True] * 10_000, n_resamples=200)
-    assert result["difference"] == 0.0
+def test_no_difference_has_p_1_and_one_everywhere_the_smallest():
+    assert permutation_test(np.full(6, 1e-8)) == {"n": 6, "statistic": 0.0, "p": 1.0}  # float32's noise
+    assert permutation_test(np.full(40, 0.5))["p"] == pytest.approx(1 / 2001)
+    assert permutation_test(np.zeros(0)) == {"n": 0, "statistic": None, "p": None}
 
 
-def test_doctests():
-    result = doctest.testmod(stats)
-    assert result.attempted > 0
-    assert result.failed == 0
+def test_under_the_null_small_p_values_are_rare():
+    rng = np.random.default_rng(3)
+    draws = [permutation_test(rng.normal(0, 0.5, 20), n_permutations=500)["p"] for _ in range(200)]
+    assert sum(p <= 0.05 for p in draws) <= 20  # 10 expected of 200, standard deviation 3
 
 
-def test_import_leaves_scipy_alone():
-    code = "import sys, cot.utils.stats; print('scipy' in sys.modules)"
-    root = Path(__file__).resolve().parents[1]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "False"
+def test_distance_is_one_minus_the_cosine():
+    angles = np.radians([[0, 60], [0, 90], [0, 180], [30, 30]])
+    first, second = (np.stack([np.cos(a), np.sin(a)], axis=1) for a in angles.T)
+    assert cosine_distances(first, second) == pytest.approx([0.5, 1, 2, 0], abs=1e-6)
+
+
+def test_rank_correlation_is_scipys_and_missing_where_it_does_not_exist():
+    x, y = [0.1, 0.4, 0.35, 0.8, 0.9], [3, 3, 2, 1, 1]
+    assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+    assert spearman([1, 2, 3], [3, 2, 1]) is None and spearman([1] * 5, y) is None
+
+
+def test_fisher_and_the_interval_of_a_mean():
+    assert fisher_z(0.5) == pytest.approx(0.549306)  # ln(1.5 / 0.5) / 2
+    assert fisher_z(-1.0) == -fisher_z(1.0) == pytest.approx(math.atanh(-0.99))
+    values = [0.1, -0.4, 0.3, 0.2]
+    expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
+    found = mean_interval(values)
+    assert (found["low"], found["high"]) == pytest.approx(expected)
+    assert mean_interval([0.2]) == {"n": 1, "mean": 0.2, "low": None, "high": None}
+    assert mean_interval([])["mean"] is None

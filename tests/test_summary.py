@@ -1,116 +1,99 @@
+"""What records add up to, by hand."""
+
 import pytest
+from conftest import planted_record
 
 from cot.utils.cli import PROFILES_DIR
-from cot.utils.profiles import load_profiles
-from cot.utils.summary import summarize
+from cot.utils.students import load_profiles
+from cot.utils.summary import describe_arm, describe_policies, leak_rate, summarize
 
-NUMBERED = "1. 2 + 3 = 5\n2. 5 + 1 = 6\n#### 6"
-
-
-def record(question="q0", student=None, arm=None, correct=True, sample=0, **changes):
-    made = {
-        "question_id": question,
-        "gold_solution": "#### 6",
-        "generated_text": NUMBERED,
-        "temperature": 0.0,
-        "sample": sample,
-        "predicted_answer": "6" if correct else "7",
-        "correct": correct,
-        "strict_correct": correct,
-        "flexible_correct": True,
-        "truncated": False,
-        "output_tokens": 10,
-        "perplexity": 2.0,
-        "mean_nll": 0.5,
-        "error": None,
-    }
-    if student:
-        made |= {"student_id": student, "memory_arm": arm, "fidelity": 0.5, "retrieved_memories": []}
-    return made | changes
+FAILED = {"error": {"type": "x", "message": "y"}, "correct": None, "truncated": None}
 
 
 def test_counts_intervals_and_metrics():
-    failed = record(correct=None, error={"type": "x", "message": "y"}, generated_text="", truncated=None)
     rows = [
-        record(),
-        record("q1", correct=False, output_tokens=30, mean_nll=1.5, perplexity=4.0),
-        record(
+        planted_record("q0"),
+        planted_record("q1", correct=False, output_tokens=30, mean_nll=1.5, perplexity=4.0),
+        planted_record(
             "q2", correct=False, predicted_answer=None, truncated=True, generated_text=" ", output_tokens=0
         ),
-        failed,
+        planted_record("q3", **FAILED, generated_text=""),
     ]
-    summary = summarize(rows)
+    summary = summarize(rows, profiles={})
     assert (summary["n"], summary["errors"], summary["truncated"]) == (3, 1, 1)
     assert (summary["unparsed"], summary["empty"]) == (1, 1)
-    canonical = summary["accuracy"]["canonical"]
-    assert canonical["correct"] == 1 and canonical["value"] == pytest.approx(1 / 3)
     # Wilson, k=1, n=3, z=1.959964: centre (1/3 + z²/6)/(1 + z²/3) = .426904, half width .365563
-    assert canonical["low"] == pytest.approx(0.061492, abs=1e-5)
-    assert canonical["high"] == pytest.approx(0.792345, abs=1e-5)
-    assert summary["accuracy"]["flexible"]["value"] == 1.0
-    assert summary["metrics"]["output_tokens"] == {"n": 3, "mean": pytest.approx(40 / 3), "median": 10}
+    assert summary["accuracy"]["canonical"] == {
+        "n": 3,
+        "mean": pytest.approx(1 / 3),
+        "low": pytest.approx(0.061492, abs=1e-5),
+        "high": pytest.approx(0.792345, abs=1e-5),
+    }
+    tokens = summary["metrics"]["output_tokens"]
+    assert (tokens["n"], tokens["mean"], tokens["median"]) == (3, pytest.approx(40 / 3), 10)
     assert summary["token_weighted_nll"] == pytest.approx((10 * 0.5 + 30 * 1.5) / 40)
+    assert "arms" not in summary
 
 
-@pytest.mark.parametrize("rows", [[], [record(error={"type": "x", "message": "y"}, truncated=None)]])
+@pytest.mark.parametrize("rows", [[], [planted_record("q0", **FAILED)]])
 def test_no_valid_sample_gives_nulls_and_no_crash(rows):
-    summary = summarize(rows)
+    summary = summarize(rows, profiles={})
     assert summary["n"] == 0
-    assert summary["accuracy"]["canonical"] == {"correct": 0, "value": None, "low": None, "high": None}
+    assert summary["accuracy"]["canonical"] == {"n": 0, "mean": None, "low": None, "high": None}
     assert summary["token_weighted_nll"] is None
+
+
+def test_an_arm_whose_rows_all_failed_is_described():
+    rows = [planted_record("q0", "S001", "own", **FAILED)]
+    found = summarize(rows, load_profiles(PROFILES_DIR))["arms"]["own"]
+    assert (found["n"], found["errors"], found["alarm"]) == (0, 1, False)
+    assert found["memory_specificity"]["mean"] is None and found["copies_memory_share"] is None
 
 
 def test_repeats_give_pass_at_k_and_a_majority():
     outcomes = {"q0": [True, True, False], "q1": [False, False, True]}
     rows = [
-        record(question, correct=correct, sample=sample)
+        planted_record(question, correct=correct, sample=sample)
         for question, group in outcomes.items()
         for sample, correct in enumerate(group)
     ]
-    repeats = summarize(rows)["repeats"]
+    repeats = summarize(rows, profiles={})["repeats"]
     assert (repeats["prompts"], repeats["samples"]) == (2, 3)
     assert repeats["pass_at_1"] == pytest.approx((2 / 3 + 1 / 3) / 2)
     assert repeats["pass_at_3"] == 1.0  # each has a correct one
-    assert repeats["majority_vote"]["correct"] == 1  # 6, 6, 7 and 7, 7, 6
+    assert repeats["majority_vote"]["mean"] == 0.5  # 6, 6, 7 and 7, 7, 6
 
 
-def test_arms_are_compared_on_the_same_items():
-    profiles = load_profiles(PROFILES_DIR)
-    own = {("S001", "q0"): True, ("S001", "q1"): True, ("S003", "q0"): False, ("S003", "q1"): True}
-    none = {("S001", "q0"): True, ("S001", "q1"): False, ("S003", "q0"): True, ("S003", "q1"): False}
+def test_an_arm_says_how_its_students_and_chapters_fared():
     rows = [
-        record(question, student, arm, correct)
-        for arm, cells in (("own", own), ("none", none))
-        for (student, question), correct in cells.items()
+        planted_record("q0", "S001", "own", correct=True, chapter="addition"),
+        planted_record("q1", "S001", "own", correct=False, chapter="money"),
+        planted_record("q0", "S003", "own", correct=True, chapter="addition", copying=0.5),
     ]
-    summary = summarize(rows, profiles)
-    (comparison,) = summary["comparisons"]
-    assert (comparison["arm"], comparison["reference"], comparison["n"]) == ("own", "none", 4)
-    assert comparison["difference"] == pytest.approx(3 / 4 - 2 / 4)
-    assert comparison["breakage"] == pytest.approx(1 / 2)  # of the two that none got right, own broke one
-    assert comparison["repair"] == pytest.approx(2 / 2)
-    assert comparison["mcnemar_p"] == pytest.approx(1.0)  # 2 against 1 of 3 discordant: 2 * P(X <= 1) = 1
-    assert summary["by_profile"]["S001"]["n"] == 4
-    assert summary["by_memory_arm"]["own"]["accuracy"]["canonical"]["correct"] == 3
+    found = describe_arm(rows, load_profiles(PROFILES_DIR))
+    assert found["by_student"]["S001"] == {"n": 2, "accuracy": 0.5, "fidelity": 0.5, "scaffold_fit": 1.0}
+    assert found["by_chapter"]["addition"]["accuracy"] == 1.0
+    assert found["copies_memory_share"] == pytest.approx(1 / 3) and found["alarm"] is True
+    assert found["correct_per_1000_tokens"] == pytest.approx(1000 * 2 / 30)
 
 
-def test_specificity_judges_each_text_against_each_student():
+def test_policies_are_described_apart_and_own_memory_with_its_progress():
     profiles = load_profiles(PROFILES_DIR)
-    asking = "What do both have? They have 2 + 3 = 5. What is one more? It is 5 + 1 = 6.\n#### 6"
-    fitting = {"S001": f"Hint: think of adding.\n{NUMBERED}", "S003": asking}
-    rows = [record("q0", student, "own", generated_text=text) for student, text in fitting.items()]
-    same = [record("q0", student, "none", generated_text=NUMBERED) for student in fitting]
-    found = summarize(rows + same, profiles)["memory_specificity"]
-    assert found["own"]["specificity"] > 0
-    assert found["own"]["top1"] == 1.0
-    assert found["none"]["specificity"] == pytest.approx(
-        0.0
-    )  # one text for all fits each as well as the other
-    assert found["none"]["top1"] == found["none"]["chance"] == 0.5
+    rows = []
+    for policy, support in (("fading", (4, 3, 2, 1)), ("constant", (2, 2, 2, 2))):
+        for student in ("S001", "S003"):
+            for moment, equations in enumerate(support):
+                shown = {"moment": moment, "mastery": 0.2 + 0.2 * moment, "policy": policy}
+                shown["distinct_valid_equations"] = equations
+                rows.append(planted_record(f"q{moment}", student, "own", **shown))
+    found = describe_policies(rows, profiles)
+    assert found["fading"]["own"]["progress"]["mean"] == pytest.approx(-0.99)
+    assert found["constant"]["own"]["progress"]["n"] == 0
+    assert found["fading"]["own"]["n"] == 8
 
 
 def test_a_leak_would_be_seen():
-    profiles = load_profiles(PROFILES_DIR)
     mine = {"id": "a", "score": 0.5, "student_id": "S001"}
-    rows = [record("q0", "S001", "own", retrieved_memories=[mine, mine | {"student_id": "S002"}])]
-    assert summarize(rows, profiles)["leak_rate"] == 0.5
+    rows = [planted_record("q0", "S001", "own", retrieved_memories=[mine, mine | {"student_id": "S002"}])]
+    assert leak_rate(rows) == 0.5
+    assert leak_rate([planted_record("q0", "S001", "own")]) is None

@@ -5,11 +5,13 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from cot.utils.errors import UserError
-from cot.utils.signals import Interrupted, raise_on_signals
+from cot.utils.errors import EXIT_OK, EXIT_USAGE, Interrupted, UserError, raise_on_signals
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DATA_DIR = REPO_ROOT / "data"
@@ -18,19 +20,28 @@ COT_PROMPT = (
     "Solve the problem step by step, one short step on each line. "
     "Then write the final answer alone on the last line as '#### ' and the number."
 )
+LINE_EVERY_S = 15.0  # of progress, where there is no terminal
+
+
+class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to a flag's help where there is one to name: not for None, and not for a switch."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        named = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if named else action.help
 
 
 class OneLineParser(argparse.ArgumentParser):
     """Argparse that refuses abbreviations and reports a mistake in one line."""
 
     def __init__(self, **kwargs) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=DefaultsHelpFormatter, **kwargs)
 
     def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
     """A validator of an `int` or `float` in [low, high], for argparse's `type`."""
 
     def parse(text: str):
@@ -65,63 +76,166 @@ class Distinct(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of every sweep: model, questions, prompt, generation, output."""
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model_name", default="auto", help="auto, bundled, a hub name, a folder or a .gguf file"
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """--model_name --device --dtype."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model_name",
+        default="auto",
+        help="bundled, tutor, a hub name, a folder or a .gguf file; auto is Qwen/Qwen-7B on a CUDA GPU and"
+        " the bundled SmolLM2-135M-Instruct elsewhere",
     )
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    model.add_argument(
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:N or mps; auto is the first of CUDA, MPS and CPU that this machine has",
+    )
+    group.add_argument(
         "--dtype",
         default="auto",
         choices=["auto", "float32", "bfloat16", "float16"],
-        help="auto: float32 on a CPU, bfloat16 on a GPU",
+        help="number format of the weights; auto is bfloat16 on a CUDA GPU (float16 on one without it) and"
+        " float32 elsewhere",
     )
-    questions = parser.add_argument_group("questions")
-    questions.add_argument(
-        "--dataset", default="auto", help="auto, gsm8k, textbook, or a .jsonl or .json file"
+
+
+def add_question_flags(parser: argparse.ArgumentParser) -> None:
+    """--dataset --split --subset_size --shuffle --cot_prompt --num_fewshot."""
+    group = parser.add_argument_group("questions and prompt")
+    group.add_argument(
+        "--dataset",
+        default="auto",
+        help="gsm8k, textbook, or a .jsonl or .json file; auto is GSM8K, and the textbook where GSM8K cannot"
+        " be had",
     )
-    questions.add_argument("--split", default="test", choices=["test", "train"], help="of gsm8k or textbook")
-    questions.add_argument("--subset_size", type=number(int, 1), default=50, help="the first N questions")
-    questions.add_argument(
-        "--shuffle", action="store_true", help="shuffle by --seed before taking the first N"
+    group.add_argument(
+        "--split", default="test", choices=["test", "train"], help="part of gsm8k or of the textbook"
     )
-    prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--cot_prompt", default=COT_PROMPT, help="the instruction before the question")
-    prompt.add_argument(
+    group.add_argument(
+        "--subset_size", type=number(int, 1), default=50, help="ask the first N questions", metavar="N"
+    )
+    group.add_argument(
+        "--shuffle", action="store_true", help="shuffle the questions by --seed before taking the first N"
+    )
+    group.add_argument("--cot_prompt", default=COT_PROMPT, help="the instruction before the question")
+    group.add_argument(
         "--num_fewshot",
         type=number(int, 0, 24),
         default=0,
-        help="worked examples of the textbook in the prompt",
+        metavar="N",
+        help="show N worked examples of the textbook in every prompt",
     )
-    generation = parser.add_argument_group("generation")
-    generation.add_argument("--max_new_tokens", type=number(int, 1), default=256, help="tokens per answer")
-    generation.add_argument(
+
+
+def add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    """--max_new_tokens --temperatures --num_samples --batch_size --seed."""
+    group = parser.add_argument_group("generation")
+    group.add_argument(
+        "--max_new_tokens", type=number(int, 1), default=256, metavar="N", help="cut an answer at N tokens"
+    )
+    group.add_argument(
         "--temperatures",
         type=temperature,
         nargs="+",
         action=Distinct,
         default=[0.0, 0.3, 0.6, 0.9],
         metavar="T",
-        help="one result file each; 0 is greedy",
+        help="sampling temperatures, with a result file each; 0 is greedy",
     )
-    generation.add_argument("--num_samples", type=number(int, 1), default=1, help="answers per prompt")
-    generation.add_argument(
-        "--batch_size", type=batch_size, default=None, help="rows decoded at once, or auto"
+    group.add_argument(
+        "--num_samples",
+        type=number(int, 1),
+        default=1,
+        metavar="N",
+        help="generate N answers for every prompt and temperature",
     )
-    generation.add_argument("--seed", type=number(int, 0), default=0, help="of sampling and shuffling")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output_dir", type=Path, default=DATA_DIR, help="results lie in <output_dir>/<family>/"
+    group.add_argument(
+        "--batch_size",
+        type=batch_size,
+        default="auto",
+        metavar="N|auto",
+        help="answers generated at once; auto is what fits into half of a GPU's free memory, and on a CPU 32,"
+        " or 128 for a model below 100 million parameters",
     )
-    output.add_argument(
+    group.add_argument(
+        "--seed", type=number(int, 0), default=0, help="seed of whatever the script draws at random"
+    )
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """--output_dir --fail_on_error --debug."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output_dir",
+        type=Path,
+        default=DATA_DIR,
+        metavar="FOLDER",
+        help="write the results into a folder in this one, named after the model's family, such as qwen",
+    )
+    group.add_argument(
         "--fail_on_error",
         type=number(float, 0.0, 1.0),
         default=0.05,
-        help="exit 3 when more than this share of the samples failed",
+        metavar="SHARE",
+        help="end with exit code 3 when more than this share of the answers failed",
     )
-    output.add_argument("--debug", action="store_true", help="add the traceback to an error")
+    group.add_argument("--debug", action="store_true", help="print the traceback of an error, too")
+
+
+def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every sweep: model, questions, prompt, generation, output."""
+    add_model_flags(parser)
+    add_question_flags(parser)
+    add_generation_flags(parser)
+    add_output_flags(parser)
+
+
+def add_memory_flags(parser: argparse.ArgumentParser) -> None:
+    """--profiles_dir --students --top_k --min_similarity --memory_tokens --memory_half_life."""
+    group = parser.add_argument_group("student memory")
+    group.add_argument(
+        "--profiles_dir",
+        type=Path,
+        default=PROFILES_DIR,
+        metavar="FOLDER",
+        help="folder with a profile <student_id>.json for each student, and with what each has done in"
+        " memory/<student_id>.jsonl",
+    )
+    group.add_argument(
+        "--students",
+        nargs="+",
+        action=Distinct,
+        metavar="ID",
+        help="ids of the students to answer for, or all; nearest, where it is the default, is for each"
+        " question the student whose profile is most similar to it",
+    )
+    group.add_argument(
+        "--top_k",
+        type=number(int, 0),
+        default=2,
+        metavar="N",
+        help="show at most N past exercises that resemble the question",
+    )
+    group.add_argument(
+        "--min_similarity",
+        type=number(float, -1, 1),
+        default=0.2,
+        metavar="COSINE",
+        help="leave out past exercises whose cosine similarity to the question is lower",
+    )
+    group.add_argument(
+        "--memory_tokens",
+        type=number(int, 1),
+        default=256,
+        metavar="N",
+        help="cut a prompt's memory at N tokens",
+    )
+    group.add_argument(
+        "--memory_half_life",
+        type=number(float, 1e-3),
+        metavar="DAYS",
+        help="days after which half of what a student has learned is forgotten; without this flag nothing is",
+    )
 
 
 def flags_of(args: argparse.Namespace) -> dict:
@@ -154,21 +268,76 @@ def writable_dir(path: Path) -> Path:
     return path
 
 
-def run_script(main: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Runs a script's experiment; an error becomes one line on standard error and an exit code."""
-    if not args.debug:
+class Progress:
+    """Progress with rate and ETA on standard error: a bar on a terminal, now and then a line in a log.
+
+    Args:
+        total: rows of the whole run.
+        done: rows that an earlier attempt has finished; they count, but not towards the rate.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        from tqdm import tqdm
+
+        self._terminal = sys.stderr.isatty()
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm(
+            total=total, initial=done, unit="row", disable=not self._terminal, dynamic_ncols=True
+        )
+        self._total, self._first, self._done = total, done, done
+
+    def update(self, rows: int, note: str) -> None:
+        """Adds finished rows; `note` is what the user wants to see beside them."""
+        self._done += rows
+        if self._terminal:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(rows)
+            return
+
+        now = time.monotonic()
+        if now - self._last_line < LINE_EVERY_S and self._done < self._total:
+            return
+        self._last_line = now
+        rate = (self._done - self._first) / max(now - self._start, 1e-9)
+        eta = self._bar.format_interval((self._total - self._done) / rate)
+        line = f"{self._done}/{self._total} rows, {rate:.2f} rows/s, {note}, ETA {eta}"
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+
+class Outcome:
+    """How a script ends: its exit code, `EXIT_OK` until the script says otherwise."""
+
+    exit_code: int = EXIT_OK
+
+
+@contextmanager
+def script_frame(debug: bool) -> Iterator[Outcome]:
+    """Runs a script's body: an error becomes one line on standard error and an exit code.
+
+    Args:
+        debug: let a `UserError` and its traceback through.
+
+    Yields:
+        What the body sets its exit code on. An error in the body sets the error's own.
+    """
+    if not debug:
         sys.excepthook = _print_in_one_line  # the interpreter then exits with EXIT_UNEXPECTED
     raise_on_signals()
+    outcome = Outcome()
     try:
-        return main(args)
+        yield outcome
     except Interrupted as error:
         print(f"\ninterrupted by {error}; {error.advice}", file=sys.stderr)
-        return error.exit_code
+        outcome.exit_code = error.exit_code
     except UserError as error:
-        if args.debug:
+        if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        outcome.exit_code = error.exit_code
 
 
 def _print_in_one_line(kind: type[BaseException], error: BaseException, _trace) -> None:

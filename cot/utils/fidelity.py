@@ -1,35 +1,184 @@
-"""Does an explanation fit its student? Share of preferences met, copying, and fit to the right student.
+"""Does an explanation fit its student? One check for each style and each checkable preference, and copying.
 
-`scores` below is a float array (S, S, Q): `scores[s, t, q]` is the fidelity, in [0, 1], of the text made for
-student s on question q, judged against student t. A NaN cell is missing and left out.
+Every check reads the reasoning: the text before the last `####` line. It is false for an explanation
+without a digit, for one that repeats a line or a sentence, and above 20,000 characters, so that neither
+silence nor stuffing wins. A problem of one step can meet each of them, and all preferences together with any
+one style, but that a hint first and no hint exclude each other: a style overlooks a leading "Hint:" line, and
+the full-sentence answer a "Check:" line. A text's final number is what `answers.final_answer` reads.
 """
 
 import re
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from cot.utils.style_checks import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
+from cot.utils.answers import final_answer
+from cot.utils.equations import MAX_CHARS, Equation, equations, plain_number
 
 if TYPE_CHECKING:
-    import numpy as np
+    from cot.utils.students import Profile
 
+MAX_SENTENCE_WORDS = 12
+MAX_WORDS = 60
 NGRAM = 8
 
 _ORDINALS = (
     *("first", "second", "third", "fourth", "fifth", "sixth"),
     *("seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth"),
 )
+_ANSWER_LINE = re.compile(r"^[^\S\n]*\**####", re.MULTILINE)
+_NUMBERED = re.compile(r"\**(?:step )?(\d{1,2})[.):]\**\s+(?=\S)", re.IGNORECASE)
+_LABEL = r"\**{}\s?:\**\s*"
+_HINT = re.compile(_LABEL.format("hint"), re.IGNORECASE)
+_CHECK = re.compile(_LABEL.format("check"), re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!])\s+|(?<=\?)\s*")
+_NUMBER = re.compile(r"[0-9]++(?:,[0-9]{3})*+(?:\.[0-9]++)?(?:/[0-9]++)?")
 
 
-class StudentProfile(Protocol):
-    """What of a profile is read here."""
+def reasoning_lines(text: str) -> list[str]:
+    """The non-empty lines before the last `####` line, stripped; all of them where there is none.
 
-    student_id: str
-    grade_level: str
-    learning_preferences: list[str]
-    explanation_style: str
+    >>> reasoning_lines("14+23=37\\n\\n 37-5=32\\n#### 32")
+    ['14+23=37', '37-5=32']
+    """
+    marks = list(_ANSWER_LINE.finditer(text))
+    before = text[: marks[-1].start()] if marks else text
+    return [line.strip() for line in before.splitlines() if line.strip()]
 
 
-def constraint_report(text: str, profile: StudentProfile) -> dict[str, bool]:
+def numbered_steps(text: str) -> bool:
+    """Lines "1. ...", "2. ..." (also "1)" and "Step 1:"), in order from 1, at least two of them, each with
+    an equation or three words, and together at least half of the lines."""
+    lines = _body(text)
+    steps = [(match, line[match.end() :]) for line in lines if (match := _NUMBERED.match(line))]
+    in_order = [int(match[1]) for match, _ in steps] == list(range(1, len(steps) + 1))
+    filled = all(_has_content(content) for _, content in steps)
+    distinct = len({_squeezed(content) for _, content in steps}) == len(steps)
+    return len(steps) >= 2 and 2 * len(steps) >= len(lines) and in_order and filled and distinct
+
+
+def short_sentences(text: str) -> bool:
+    """At least two sentences, each of at most 12 words by white space, with an equation or two words, closed
+    by "." or "!"; no question, no numbered line; at least half begin with a letter, as equations do not."""
+    lines = _body(text)
+    sentences = [sentence for line in lines for sentence in _sentences(line)]
+    plain = not any(_NUMBERED.match(line) for line in lines)
+    short = all(len(s.split()) <= MAX_SENTENCE_WORDS and s.endswith((".", "!")) for s in sentences)
+    filled = all(_has_content(sentence, words=2) for sentence in sentences)
+    worded = 2 * sum(sentence[0].isalpha() for sentence in sentences) >= len(sentences)
+    return len(sentences) >= 2 and plain and short and filled and worded
+
+
+def guiding_questions(text: str) -> bool:
+    """At least two different questions of three words or more, two of them alphabetic, each answered by the
+    next sentence, which is no question and holds a number."""
+    sentences = [sentence for line in _body(text) for sentence in _sentences(line)]
+    asked = {
+        _squeezed(question)
+        for question, answer in pairwise(sentences)
+        if _is_question(question) and not answer.endswith("?") and _has_digit(answer)
+    }
+    return len(asked) >= 2
+
+
+def equations_first(text: str) -> bool:
+    """Every line begins with an equation of its own ("14+23=37 marbles"); one line is enough."""
+    leading = [next(iter(equations(line)), None) for line in _body(text)]
+    keys = {equation.key for equation in leading if equation and equation.leads}
+    return len(leading) > 0 and len(keys) == len(leading)
+
+
+def check_at_end(text: str) -> bool:
+    """The last line is "Check: ..." with an exactly valid equation that uses the result before it (the last
+    equation's, else the final number) and is none of the earlier ones, not even with its terms swapped."""
+    lines = _checked_lines(text)
+    if len(lines) < 2 or not _CHECK.match(lines[-1]):
+        return False
+    earlier = equations("\n".join(lines[:-1]))
+    result = earlier[-1].numbers[-1] if earlier else _final_number(text)
+    seen = {_unordered(equation) for equation in earlier}
+    return any(
+        equation.valid and result in equation.numbers and _unordered(equation) not in seen
+        for equation in equations(_CHECK.sub("", lines[-1], count=1))
+    )
+
+
+def one_step_per_line(text: str) -> bool:
+    """At least two lines, each with an equation or three words, none with a second equation or sentence."""
+    lines = [_unnumbered(line) for line in _body(text)]
+    single = all(len(equations(line)) <= 1 and len(_sentences(line)) == 1 for line in lines)
+    return len(lines) >= 2 and single and all(_has_content(line) for line in lines)
+
+
+def hint_first(text: str) -> bool:
+    """The first line is "Hint: ..." with at least three words and without the final number; more follows."""
+    lines = _checked_lines(text)
+    if len(lines) < 2 or not _HINT.match(lines[0]):
+        return False
+    hint, final = _HINT.sub("", lines[0], count=1), _final_number(text)
+    tells_nothing = final is not None and final not in _numbers(hint)  # two answers hide none
+    return len(_words(hint)) >= 3 and tells_nothing and _has_digit("".join(lines[1:]))
+
+
+def no_hint(text: str) -> bool:
+    """No line is a "Hint: ...", and there is an equation or at least three words."""
+    lines = _checked_lines(text)
+    return _has_content(" ".join(lines)) and not any(_HINT.match(line) for line in lines)
+
+
+def at_most_60_words(text: str) -> bool:
+    """At most 60 words by white space (and 600 characters), with an equation or at least five words."""
+    reasoning = "\n".join(_checked_lines(text))
+    if not reasoning or len(reasoning.split()) > MAX_WORDS or len(reasoning) > 10 * MAX_WORDS:
+        return False
+    return len(_words(reasoning)) >= 5 or bool(equations(reasoning))
+
+
+def full_sentence_answer(text: str) -> bool:
+    """The last sentence ends in ".", has four words or more, three of them alphabetic, and holds the final
+    number. A "Check:" line does not count."""
+    lines = [line for line in _body(text) if not _CHECK.match(line)]
+    if not lines:
+        return False
+    sentence = _sentences(lines[-1])[-1]
+    complete = sentence.endswith(".") and len(sentence.split()) >= 4 and len(_words(sentence)) >= 3
+    return complete and _final_number(text) in _numbers(sentence)
+
+
+def reason_with_because(text: str) -> bool:
+    """A sentence, no question, with "because" between a statement (three words or an equation) and a reason
+    of at least three different words."""
+    for sentence in (sentence for line in _checked_lines(text) for sentence in _sentences(line)):
+        parts = re.split(r"\bbecause\b", sentence, flags=re.IGNORECASE)
+        if (
+            len(parts) == 2
+            and not sentence.endswith("?")
+            and _has_content(parts[0])
+            and len(_words(parts[1])) >= 3
+        ):
+            return True
+    return False
+
+
+EXPLANATION_STYLES: dict[str, Callable[[str], bool]] = {
+    "numbered_steps": numbered_steps,
+    "short_sentences": short_sentences,
+    "guiding_questions": guiding_questions,
+    "equations_first": equations_first,
+    "check_at_end": check_at_end,
+}
+CHECKABLE_PREFERENCES: dict[str, Callable[[str], bool]] = {
+    "one step per line": one_step_per_line,
+    "a hint first": hint_first,
+    "no hint": no_hint,
+    "at most 60 words": at_most_60_words,
+    "the answer in a full sentence": full_sentence_answer,
+    "a reason with because": reason_with_because,
+}
+
+
+def constraint_report(text: str, profile: "Profile") -> dict[str, bool]:
     """Which of the student's machine-checkable constraints the text meets, the style first.
 
     Preferences that are free text have no check and are left out.
@@ -44,7 +193,7 @@ def constraint_report(text: str, profile: StudentProfile) -> dict[str, bool]:
     return report
 
 
-def fidelity(text: str, profile: StudentProfile) -> float:
+def fidelity(text: str, profile: "Profile") -> float:
     """Share in [0, 1] of the student's machine-checkable constraints that the text meets."""
     report = constraint_report(text, profile)
     return sum(report.values()) / len(report)
@@ -62,9 +211,8 @@ def copying(text: str, memory: str) -> float:
     >>> copying("one two three four five six seven eight nine", "One two three four five six seven eight!")
     0.5
     """
-    grams = _ngrams(text)
-    known = set(_ngrams(memory))
-    return sum(gram in known for gram in grams) / len(grams) if grams else 0.0
+    grams, remembered = _ngrams(text), set(_ngrams(memory))
+    return sum(gram in remembered for gram in grams) / len(grams) if grams else 0.0
 
 
 def names_student(text: str, student_id: str, grade_level: str) -> bool:
@@ -85,53 +233,63 @@ def names_student(text: str, student_id: str, grade_level: str) -> bool:
     return re.search("|".join(found), text, re.IGNORECASE) is not None if found else False
 
 
-def memory_specificity(scores: "np.ndarray") -> float | None:
-    """How much better a text fits its own student than texts made for others do: the main claim.
-
-    Mean over cells (s, q) of scores[s, s, q] - mean over s' != s of scores[s', s, q]; in [-1, 1]. A cell
-    counts where its own text and at least one other are present; None without any.
-    """
-    import numpy as np
-
-    scores = np.asarray(scores, dtype=float)  # (S, S, Q): made for, judged against, question
-    students = np.arange(scores.shape[0])
-    own = scores[students, students]  # (S, Q)
-    others = scores.copy()
-    others[students, students] = np.nan
-    counts = np.isfinite(others).sum(axis=0)  # (S, Q)
-    means = np.nansum(others, axis=0) / np.maximum(counts, 1)
-    cells = np.isfinite(own) & (counts > 0)
-    return float((own - means)[cells].mean()) if cells.any() else None
+@lru_cache(maxsize=1024)  # every check of a text begins with them
+def _checked_lines(text: str) -> tuple[str, ...]:
+    """The reasoning lines, none where the explanation is empty, without a digit, repetitive or endless."""
+    lines = reasoning_lines(text) if len(text) <= MAX_CHARS else []
+    numeric = [_squeezed(_unnumbered(line)) for line in lines if _has_digit(line)]
+    sentences = [_squeezed(s) for line in lines for s in _sentences(line) if len(s.split()) >= 3]
+    distinct = len(set(numeric)) == len(numeric) and len(set(sentences)) == len(sentences)
+    return tuple(lines) if numeric and distinct else ()
 
 
-def profile_identification(scores: "np.ndarray") -> dict[str, float | int | None]:
-    """How often the student whom a text fits best is the one it was made for.
+def _body(text: str) -> tuple[str, ...]:
+    """The checked lines without a leading "Hint:" line."""
+    lines = _checked_lines(text)
+    return lines[1:] if lines and _HINT.match(lines[0]) else lines
 
-    Ties share the credit: among k best-fitting students each has 1/k of a top-1 hit, and a tied student's
-    rank is the mean of the ranks that the tie covers. So a constant score gives exactly chance.
 
-    Returns:
-        n texts; top1 in [0, 1]; mrr, the mean of 1/rank; chance, the mean of 1/students judged (1/S where
-        no cell is missing). All but n are None for n = 0. A text without its own score does not count.
-    """
-    import numpy as np
+def _sentences(line: str) -> list[str]:
+    return [sentence for sentence in _SENTENCE_END.split(_unnumbered(line)) if sentence]
 
-    scores = np.asarray(scores, dtype=float)
-    students = np.arange(scores.shape[0])
-    texts = np.moveaxis(scores, 2, 1)  # (S, Q, S): made for, question, judged against
-    own = scores[students, students][:, :, None]  # (S, Q, 1)
-    present = np.isfinite(own[:, :, 0])  # (S, Q)
-    better = (texts > own).sum(axis=2)[present]  # (n,); NaN compares false
-    tied = (texts == own).sum(axis=2)[present]  # the student itself included
-    judged = np.isfinite(texts).sum(axis=2)[present]
-    if not len(better):
-        return {"n": 0, "top1": None, "mrr": None, "chance": None}
-    return {
-        "n": len(better),
-        "top1": float(np.where(better == 0, 1.0 / tied, 0.0).mean()),
-        "mrr": float((1.0 / (better + (tied + 1) / 2)).mean()),
-        "chance": float((1.0 / judged).mean()),
-    }
+
+def _unnumbered(line: str) -> str:
+    return _NUMBERED.sub("", line, count=1) if _NUMBERED.match(line) else line
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W\d_]+", text.lower()))
+
+
+def _has_content(text: str, words: int = 3) -> bool:
+    return len(_words(text)) >= words or bool(equations(text))
+
+
+def _has_digit(text: str) -> bool:
+    return re.search("[0-9]", text) is not None
+
+
+def _is_question(sentence: str) -> bool:
+    return sentence.endswith("?") and len(sentence.split()) >= 3 and len(_words(sentence)) >= 2
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.lower().split())
+
+
+def _numbers(text: str) -> list[str]:
+    return [plain_number(number.replace(",", "")) for number in _NUMBER.findall(text)]
+
+
+def _final_number(text: str) -> str | None:
+    """The text's final number without its sign, as `_numbers` writes it; None where there is none."""
+    answer = final_answer(text).text
+    return answer.removeprefix("-") if answer else None
+
+
+def _unordered(equation: Equation) -> tuple[str, ...]:
+    left, _, right = equation.key.partition("=")
+    return *sorted(re.findall(r"[0-9.]+|[-+*/%]", left)), right
 
 
 def _ngrams(text: str) -> list[tuple[str, ...]]:

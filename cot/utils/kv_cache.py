@@ -60,7 +60,7 @@ def make_room(cache: DynamicCache, index: torch.Tensor, room: int) -> None:
         if type(layer) is DynamicLayer:
             cache.layers[place] = RoomyLayer(layer, index, room)
         else:
-            layer.reorder_cache(index)
+            layer.reorder_cache(index)  # type: ignore[arg-type]  # int64, as it asks for
 
 
 def use_grouped_attention(model) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cot.utils.errors import UserError
-from cot.utils.memory import Interaction, in_time_order, parse_time
+from cot.utils.students import END, Interaction, in_time_order, parse_time
 
 MASTERED_FROM = 0.95  # the criterion of Corbett and Anderson's tutor
 # Struggling: below `p_init`, the mastery of a student of whom nothing is known, after so many exercises.
@@ -99,11 +99,18 @@ def _fading(since: str, until: str, half_life_days: float | None) -> float:
     return 2.0 ** (-elapsed_s / SECONDS_PER_DAY / half_life_days)
 
 
+def _now(ordered: list[Interaction], as_of: str) -> str:
+    """The moment up to which ages count: `as_of`, or the last interaction's."""
+    if as_of != END:
+        return as_of
+    return ordered[-1].time if ordered else ""
+
+
 def mastery_by_skill(
     interactions: Iterable[Interaction],
     parameters: BKTParameters = DEFAULT_PARAMETERS,
     half_life_days: float | None = None,
-    as_of: str | None = None,
+    as_of: str = END,
 ) -> dict[str, float]:
     """P(L') of each practised skill after its last exercise, in [0, 1], in the order of first practice.
 
@@ -113,7 +120,7 @@ def mastery_by_skill(
     Args:
         interactions: of one student, in any order.
         half_life_days: None for no forgetting.
-        as_of: only what happened strictly earlier counts; None for all, as of the last interaction's time.
+        as_of: only what happened strictly earlier counts; `end` for all, as of the last interaction's time.
     """
     if half_life_days is not None and not 0 < half_life_days < math.inf:
         raise UserError(f"--memory_half_life: expected a number of days above 0, got {half_life_days}")
@@ -127,12 +134,12 @@ def mastery_by_skill(
     for item in ordered:
         before = fade(item.skill, item.time) if item.skill in state else parameters.p_init
         state[item.skill] = (update_mastery(before, item.correct, parameters), item.time)
-    return {skill: fade(skill, as_of or ordered[-1].time) for skill in state}
+    return {skill: fade(skill, _now(ordered, as_of)) for skill in state}
 
 
 def consolidate(
     interactions: Iterable[Interaction],
-    as_of: str | None = None,
+    as_of: str = END,
     half_life_days: float | None = None,
     parameters: BKTParameters = DEFAULT_PARAMETERS,
 ) -> Memory:
@@ -162,7 +169,7 @@ def consolidate(
     struggling = [
         s for s in skills if s.mastery < parameters.p_init and s.exercises >= STRUGGLING_FROM_EXERCISES
     ]
-    now = as_of or (ordered[-1].time if ordered else "")
+    now = _now(ordered, as_of)
     errors, helped = [], []
     for items in by_skill.values():
         for error in _gather(items, "error_type", now, half_life_days):

@@ -17,6 +17,7 @@ FENCE_WORD = re.compile(r"student_memory", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 ANNOTATION = re.compile(r"<<[^<>]*>>")
 CONTENT = "content-8f1d6c0e"  # stands for the user turn while the chat template is rendered
+PLAIN_STOP = ("\nQuestion:",)  # a model without a chat template would go on with another question
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Prompt:
         ids: its token ids, (T,).
         format: `chat` where the model has a chat template, else `plain`.
         memory: the memory that stands in it, after shortening; empty where there is none.
+        stop: texts at which an answer ends, beside the model's own end token.
     """
 
     text: str
     ids: tuple[int, ...]
     format: str
     memory: str = ""
+    stop: tuple[str, ...] = ()
 
     @property
     def memory_lines(self) -> list[str]:
@@ -113,17 +116,28 @@ def build_prompt(
         max_prompt_tokens: the context's room; memory gives way to it, the question never does.
     """
     chat = bool(tokenizer.chat_template)
+    asked = f"Question: {clean(question).strip()}" + ("" if chat else "\nAnswer:")
+    before = [clean(instruction)]
+    before += [f"Question: {q}\nAnswer: {ANNOTATION.sub('', a)}" for q, a in examples]
     lines = fit_lines(tokenizer, memory_lines, memory_tokens)
+
+    # memory gives way, line by line, until the whole prompt fits
     while True:
-        parts = [clean(instruction)]
-        parts += [f"Question: {q}\nAnswer: {ANNOTATION.sub('', a)}" for q, a in examples]
-        parts += [fence(lines)] if lines else []
-        parts.append(f"Question: {clean(question).strip()}" + ("" if chat else "\nAnswer:"))
+        parts = [*before, *([fence(lines)] if lines else []), asked]
         text, ids = _encode(tokenizer, "\n\n".join(parts), chat)
-        if max_prompt_tokens is None or len(ids) <= max_prompt_tokens or not lines:
-            return Prompt(text, tuple(ids), "chat" if chat else "plain", "\n".join(lines))
-        memory_tokens = min(memory_tokens, body_tokens(tokenizer, lines)) - (len(ids) - max_prompt_tokens)
+        excess = 0 if max_prompt_tokens is None else len(ids) - max_prompt_tokens
+        if excess <= 0 or not lines:
+            break
+        memory_tokens = min(memory_tokens, body_tokens(tokenizer, lines)) - excess
         lines = fit_lines(tokenizer, lines, memory_tokens)
+
+    return Prompt(
+        text=text,
+        ids=tuple(ids),
+        format="chat" if chat else "plain",
+        memory="\n".join(lines),
+        stop=() if chat else PLAIN_STOP,
+    )
 
 
 def _encode(tokenizer, content: str, chat: bool) -> tuple[str, list[int]]:

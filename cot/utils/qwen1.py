@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cot.utils.errors import UserError
-from cot.utils.model_source import read_json, weight_files
+from cot.utils.files import read_json
+from cot.utils.model_names import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +118,7 @@ def load_qwen1(folder: Path, dtype: "torch.dtype", device: "torch.device"):
     model.generation_config.eos_token_id = END_OF_TEXT_ID
     model.generation_config.pad_token_id = END_OF_TEXT_ID
     with torch.no_grad():
-        return model.to(device).eval(), tokenizer
+        return model.to(device).eval(), tokenizer  # type: ignore[arg-type]  # transformers wraps `to`
 
 
 def load_tokenizer(folder: Path, context_length: int):

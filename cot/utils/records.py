@@ -1,100 +1,76 @@
-"""One record of a result file: what was asked, what came back, how it scored."""
+"""From an answer to a record: THE routine that scores a text, in every script.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+A record says what was asked, what came back and how it scored; README of `cot/` lists every key.
+"""
+
+from collections.abc import Mapping, Sequence
 
 from cot.utils.answers import score_answer
-from cot.utils.data import Question
-from cot.utils.fidelity import copying, fidelity, names_student
+from cot.utils.fidelity import constraint_report, copying, names_student
+from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.metrics import (
     count_steps,
     entity_overlap,
     equation_counts,
+    equation_validity,
     perplexity,
+    prerequisite_coverage,
+    scaffold_fit,
+    scaffold_target,
     semantic_similarity,
+    unmastered_skills,
 )
-from cot.utils.profiles import Profile
-from cot.utils.prompts import Prompt
+from cot.utils.prompts import Prompt, encode_data
+from cot.utils.students import Profile
 
 DECIMALS = 6  # of every real number in a record: below it lies the noise of float32 sums
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One prompt of a sweep: a question, and in a memory experiment a student and an arm.
-
-    Attributes:
-        index: the question's place in the run, from 0.
-        profile: the student whom the answer is for; None in plain chain of thought.
-        memory: `memory_arm`, `retrieval_score`, `retrieved_memories` and what else the record should say.
-    """
-
-    index: int
-    question: Question
-    prompt: Prompt
-    profile: Profile | None = None
-    memory: dict = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """Names the cell within its run."""
-        student = self.profile.student_id if self.profile else ""
-        return f"{self.question.id}|{student}|{self.memory.get('memory_arm', '')}"
-
-
-def make_record(cell: Cell, temperature: float, sample: int, completion) -> dict:
-    """A generated answer as a record; what `add_metrics` computes later stands as null.
+def make_record(row, prompt: Prompt, completion, profile: Profile | None) -> dict:
+    """An answer as a record; what `add_metrics` computes over many answers stands as null.
 
     Args:
-        completion: a `generation.Completion`.
+        row: the `runner.Row` that asked for it.
+        completion: an `engine.Completion`.
+        profile: the student whom the answer is for; None in plain chain of thought.
     """
+    moment, question = row.moment, row.moment.question
     failed = completion.error is not None
-    text = completion.text
     mean_nll, ppl = perplexity(completion.logprobs)
-    score = None if failed else score_answer(text, cell.question.gold_solution)
     record = {
-        "index": cell.index,
-        "temperature": temperature,
-        "question": cell.question.question,
-        "gold_solution": cell.question.gold_solution,
-        "retrieved_profile": cell.profile.grade_level if cell.profile else None,
-        "generated_text": text,
+        "index": row.index,
+        "temperature": row.temperature,
+        "question": question.question,
+        "gold_solution": question.gold_solution,
+        "retrieved_profile": profile.grade_level if profile else None,
+        "generated_text": completion.text,
         "output_tokens": None if failed else len(completion.token_ids),
-        "perplexity": rounded(ppl),
+        "perplexity": ppl,
         "semantic_similarity": None,
-        "question_id": cell.question.id,
-        "chapter": cell.question.chapter,
-        "skill": cell.question.skill,
-        "sample": sample,
-        "predicted_answer": score and score.predicted,
-        "correct": score and score.correct,
-        "strict_correct": score and score.strict_correct,
-        "flexible_correct": score and score.flexible_correct,
-        "unparsed_reason": score and score.reason,
-        "mean_nll": rounded(mean_nll),
+        "policy": row.policy,
+        "question_id": question.id,
+        "chapter": question.chapter,
+        "skill": question.skill,
+        "wording": question.wording,
+        "sample": row.sample,
+        **_score(completion, question.gold_solution),
+        "mean_nll": mean_nll,
         "truncated": None if failed else completion.truncated,
         "reasoning_steps": None,
-        **dict.fromkeys(equation_counts(""), None),
+        **_count_equations(completion),
         "entity_overlap": None,
+        "gold_steps": question.gold_steps,
     }
-    if not failed:
-        record |= equation_counts(text)
-    if cell.profile:
-        memory = cell.prompt.memory
-        student = cell.profile.student_id, cell.profile.grade_level
-        record |= {
-            "student_id": cell.profile.student_id,
-            **cell.memory,
-            "fidelity": None if failed else rounded(fidelity(text, cell.profile)),
-            "copying": None if failed else rounded(copying(text, memory)),
-            "names_student": None if failed else names_student(text, *student),
-        }
-    return record | {
-        "prompt": cell.prompt.text,
-        "prompt_tokens": len(cell.prompt.ids),
-        "prompt_format": cell.prompt.format,
+    if profile:
+        record |= _describe_memory(moment, row.memory)
+        record |= _score_fit(completion, record, prompt, moment, profile)
+    record |= {
+        "prompt": prompt.text,
+        "prompt_tokens": len(prompt.ids),
+        "prompt_format": prompt.format,
         "error": completion.error,
     }
+    return {key: rounded(value) for key, value in record.items()}
 
 
 def add_metrics(records: Sequence[dict], embedder, nlp) -> None:
@@ -107,7 +83,7 @@ def add_metrics(records: Sequence[dict], embedder, nlp) -> None:
     valid = [record for record in records if record["error"] is None]
     texts = [record["generated_text"] for record in valid]
     golds = [record["gold_solution"] for record in valid]
-    columns = {
+    columns: dict[str, Sequence[float | None]] = {
         "semantic_similarity": semantic_similarity(texts, golds, embedder),
         "reasoning_steps": count_steps(texts, nlp),
         "entity_overlap": entity_overlap(texts, golds, nlp),
@@ -117,10 +93,100 @@ def add_metrics(records: Sequence[dict], embedder, nlp) -> None:
             record[metric] = rounded(value)
 
 
-def rounded(value: float | None) -> float | None:
-    """A real number at `DECIMALS` decimals; integers and None as they are.
+def add_base_likelihood(records: Sequence[dict], engine, prompts: Mapping[tuple, Prompt]) -> None:
+    """Mean negative log-likelihood and perplexity of every text under one fixed model, the base, in place.
+
+    A text is encoded anew with the base's tokenizer, and ends in its end token unless it was cut off.
+
+    Args:
+        engine: the base's.
+        prompts: as the base sees them, by student id, question id and memory arm.
+    """
+    from cot.utils.engine import answer_nll
+    from cot.utils.models import estimate_rows
+
+    valid = [record for record in records if record["error"] is None and record["generated_text"]]
+    pairs = []
+    for record in valid:
+        prompt = prompts[record["student_id"], record["question_id"], record["memory_arm"]]
+        end = [] if record["truncated"] else [engine.tokenizer.eos_token_id]
+        pairs.append((prompt.ids, [*encode_data(engine.tokenizer, record["generated_text"]), *end]))
+
+    # this pass holds the logits of every position at once, decoding those of one
+    longest = max((len(prompt) + len(answer) for prompt, answer in pairs), default=1)
+    nlls = answer_nll(engine.model, pairs, max(1, estimate_rows(engine.model, longest) // 4))
+
+    for record in records:
+        record |= {"base_nll": None, "base_perplexity": None}
+    for record, nll in zip(valid, nlls, strict=True):
+        value, base_perplexity = perplexity([-nll]) if nll is not None else (None, None)
+        record |= {"base_nll": rounded(value), "base_perplexity": rounded(base_perplexity)}
+
+
+def rounded(value: object) -> object:
+    """A real number at `DECIMALS` decimals; everything else as it is.
 
     >>> rounded(1 / 3)
     0.333333
     """
     return round(value, DECIMALS) if isinstance(value, float) else value
+
+
+def _score(completion, gold_solution: str) -> dict:
+    """The three scorers' verdicts; null where no text was generated."""
+    if completion.error is not None:
+        names = ("predicted_answer", "correct", "strict_correct", "flexible_correct", "unparsed_reason")
+        return dict.fromkeys(names)
+    score = score_answer(completion.text, gold_solution)
+    return {
+        "predicted_answer": score.predicted,
+        "correct": score.correct,
+        "strict_correct": score.strict_correct,
+        "flexible_correct": score.flexible_correct,
+        "unparsed_reason": score.reason,
+    }
+
+
+def _count_equations(completion) -> dict:
+    counts = equation_counts(completion.text)
+    if completion.error is not None:
+        return dict.fromkeys([*counts, "equation_validity"])
+    return {**counts, "equation_validity": equation_validity(counts["valid_equations"], counts["equations"])}
+
+
+def _describe_memory(moment: Moment, memory: StudentMemory) -> dict:
+    """Who is asked, and whose memory of which moment is shown."""
+    return {
+        "student_id": moment.student_id,
+        "memory_arm": memory.arm,
+        "memory_student_id": memory.student_id,
+        "moment": moment.number,
+        "as_of": moment.as_of,
+        "memory_as_of": memory.as_of,
+        "retrieval_score": moment.retrieval_score,
+        "retrieved_memories": list(memory.retrieved),
+        "mastery": moment.skill_mastery,
+    }
+
+
+def _score_fit(completion, record: dict, prompt: Prompt, moment: Moment, profile: Profile) -> dict:
+    """Does the answer fit the student: style, preferences, support, copying; null without an answer."""
+    text, question = completion.text, moment.question
+    target = None
+    if question.skill is not None:  # a skill that was never practised is not mastered
+        target = scaffold_target(question.gold_steps, moment.skill_mastery or 0.0, profile.explanation_style)
+    if completion.error is not None:
+        names = ("scaffold_fit", "prerequisite_coverage", "over_explaining", "fidelity", "style_met")
+        return {"scaffold_target": target, **dict.fromkeys((*names, "copying", "names_student"))}
+
+    wishes = constraint_report(text, profile)
+    lacking = unmastered_skills(question.skills, moment.mastery)
+    return {
+        "scaffold_target": target,
+        "scaffold_fit": target and scaffold_fit(record["distinct_valid_equations"], target),
+        **prerequisite_coverage(text, question.skills, lacking),
+        "fidelity": sum(wishes.values()) / len(wishes),
+        "style_met": wishes[profile.explanation_style],
+        "copying": copying(text, prompt.memory),
+        "names_student": names_student(text, profile.student_id, profile.grade_level),
+    }

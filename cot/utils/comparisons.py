@@ -1,0 +1,359 @@
+"""What a run's records show: arms and policies in pairs, fit to the right student, adaptation, verdicts.
+
+A comparison pairs two sides answer by answer: the same student, question, temperature and random numbers.
+Nothing here may enter a reward, but that `memory_margin` rewards specificity within one text.
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from cot.utils.fidelity import fidelity
+from cot.utils.stats import (
+    Interval,
+    cosine_distances,
+    fisher_z,
+    holm,
+    mcnemar_exact,
+    mean_interval,
+    permutation_test,
+    spearman,
+    two_way_cluster_bootstrap,
+    wilcoxon_p,
+)
+from cot.utils.students import Profile
+
+BASE = "base"  # the policy that the trained ones began with
+METRICS = (
+    "correct",
+    "fidelity",
+    "scaffold_fit",
+    "equation_validity",
+    "prerequisite_coverage",
+    "over_explaining",
+    "semantic_similarity",
+    "copying",
+    "base_nll",
+    "output_tokens",
+)
+JUDGED = {"correct": "accuracy", "fidelity": "fidelity"}  # that a verdict looks at, and their names
+LEAST_PAIRS = 20  # a handful of alike answers would give an interval without width
+MARGIN = 0.05  # of accuracy and fidelity: a gain below five points is none worth having
+ALPHA = 0.05
+YES, NO, UNDECIDED = "yes", "no", "undecided"
+RESAMPLED = 1  # the sample beside sample 0 that adaptivity compares with
+
+Records = Sequence[dict]
+Cells = dict[tuple, dict]
+
+
+def group(records: Records, *keys: str) -> dict:
+    """Records by the value of a key, or by the values of several."""
+    groups = defaultdict(list)
+    for record in records:
+        groups[record[keys[0]] if len(keys) == 1 else tuple(record[key] for key in keys)].append(record)
+    return dict(groups)
+
+
+def usable(records: Records) -> list[dict]:
+    """Those whose answer was generated."""
+    return [record for record in records if record["error"] is None]
+
+
+def clustered(records: Records, metric: str) -> Interval:
+    """Mean of a metric and its interval over students and questions; records without a value are left out."""
+    return two_way_cluster_bootstrap(
+        [None if record.get(metric) is None else float(record[metric]) for record in records],
+        students=[record.get("student_id") or "" for record in records],
+        questions=[record["question_id"] for record in records],
+    )
+
+
+def compare_all(records: Records, policies: Sequence[str], arms: Sequence[str]) -> list[dict]:
+    """All comparisons that a run has both sides for.
+
+    `memory`: within a policy own memory against every other arm, and every other arm against none.
+    `training`: each trained policy against the base, and against each other trained one, with own memory and
+    without. `interaction`: what own memory gains over none in a trained policy, less what it gains in the
+    base.
+
+    Returns:
+        For each `kind, policy, arm, reference_policy, reference_arm, n` pairs, `reference_right` of them,
+        `broken` and `repaired` counts, `breakage` = broken / reference right and `repair` = repaired /
+        reference wrong (PERG, arXiv 2509.19358), and `metrics`: for each metric `n, mean, low, high` of the
+        difference, `p` of the paired test and `p_holm`, adjusted over the comparison's metrics.
+    """
+    by_side = {side: _cells(rows) for side, rows in group(records, "policy", "memory_arm").items()}
+    trained = [policy for policy in policies if policy != BASE]
+
+    sides = [("memory", (name, "own"), (name, arm)) for name in policies for arm in arms if arm != "own"]
+    sides += [
+        ("memory", (name, arm), (name, "none"))
+        for name in policies
+        for arm in arms
+        if arm not in ("own", "none")
+    ]
+    pairs = [(policy, BASE) for policy in trained]
+    pairs += [(first, second) for place, first in enumerate(trained) for second in trained[place + 1 :]]
+    sides += [("training", (first, arm), (second, arm)) for first, second in pairs for arm in ("own", "none")]
+
+    comparisons = [
+        {"kind": kind, **_named(one, other), **compare(by_side[one], by_side[other])}
+        for kind, one, other in sides
+        if one in by_side and other in by_side
+    ]
+    if {"own", "none"} <= set(arms):
+        comparisons += [_interaction(by_side, policy) for policy in trained if (BASE, "own") in by_side]
+    return comparisons
+
+
+def compare(one: Cells, other: Cells) -> dict:
+    """Two sides, cell by cell: counts, breakage, repair, and the metrics of `compare_all`."""
+    keys = [key for key in one if key in other]
+    repaired = sum(one[key]["correct"] and not other[key]["correct"] for key in keys)
+    broken = sum(other[key]["correct"] and not one[key]["correct"] for key in keys)
+    right = sum(other[key]["correct"] for key in keys)
+
+    metrics = {name: _difference([(one, other)], name, keys) for name in METRICS}
+    metrics["correct"]["p"] = mcnemar_exact(repaired, broken) if keys else None
+    return {
+        "n": len(keys),
+        "reference_right": right,
+        "broken": broken,
+        "repaired": repaired,
+        "breakage": broken / right if right else None,
+        "repair": repaired / (len(keys) - right) if len(keys) > right else None,
+        "metrics": _adjusted(metrics),
+    }
+
+
+def decide(
+    effect: Mapping | None, above: float = 0.0, below: float = MARGIN, least: int = LEAST_PAIRS
+) -> str:
+    """yes, no or undecided: THE rule of every verdict.
+
+    Args:
+        effect: `n`, the 95 % interval `low`, `high`, and `p_holm` where there is a test.
+        above: yes where the whole interval lies above it, and the test, if any, has p < 0.05.
+        below: no where the whole interval lies below it.
+        least: observations below which nothing is decided.
+
+    >>> spans = (0.01, 0.2), (-0.2, 0.04), (-0.1, 0.2)
+    >>> [decide({"n": 99, "low": low, "high": high}) for low, high in spans]
+    ['yes', 'no', 'undecided']
+    >>> decide({"n": 5, "low": 0.1, "high": 0.2})  # too few
+    'undecided'
+    """
+    if effect is None or effect["low"] is None or effect["n"] < least:
+        return UNDECIDED
+    if effect["low"] > above:
+        return YES if (effect.get("p_holm") or 0.0) < ALPHA else UNDECIDED
+    return NO if effect["high"] < below else UNDECIDED
+
+
+def decide_all(effects: Sequence[Mapping]) -> str:
+    """One verdict from the effects on accuracy and fidelity.
+
+    Yes where one of them says yes and no interval lies below 0, no where all say no, else undecided.
+    """
+    found = [decide(effect) for effect in effects]
+    harmed = any(effect["high"] is not None and effect["high"] < 0 for effect in effects)
+    if YES in found and not harmed:
+        return YES
+    return NO if set(found) == {NO} else UNDECIDED
+
+
+def judge_fits(records: Records, profiles: Mapping[str, Profile]) -> list[dict]:
+    """How well each text of one policy and arm fits its student, beside the others' texts and students.
+
+    Returns:
+        For each record `specificity`: fidelity to its student minus the mean fidelity to that student of the
+        texts for others on the same question and temperature, in [-1, 1], None without another text; and
+        from the fidelity of the text to all students `identification`, 1 where its own student's is the
+        highest, and `reciprocal_rank`. Ties share the credit: among k best-fitting students each has 1/k of a
+        hit, and a tied student's rank is the mean of the ranks that the tie covers.
+    """
+    fits: dict[str, dict[str, float]] = {}  # by text
+    by_question: dict[tuple, list[dict]] = defaultdict(list)
+    for record in records:
+        text = record["generated_text"]
+        if text not in fits:
+            fits[text] = {student: fidelity(text, profile) for student, profile in profiles.items()}
+        by_question[record["question_id"], record["temperature"]].append(record)
+
+    judged = []
+    for record in records:
+        student, own = record["student_id"], fits[record["generated_text"]]
+        others = [
+            fits[other["generated_text"]][student]
+            for other in by_question[record["question_id"], record["temperature"]]
+            if other["student_id"] != student
+        ]
+        better = sum(fit > own[student] for fit in own.values())
+        tied = sum(fit == own[student] for fit in own.values())  # the student itself included
+        judged.append(
+            {
+                "specificity": own[student] - statistics.fmean(others) if others else None,
+                "identification": 0.0 if better else 1.0 / tied,
+                "reciprocal_rank": 1.0 / (better + (tied + 1) / 2),
+            }
+        )
+    return judged
+
+
+def fit_to_students(records: Records, profiles: Mapping[str, Profile]) -> tuple[Interval, dict]:
+    """Memory specificity, the main claim, and profile identification, over sample 0 of each cell.
+
+    Returns:
+        The mean specificity with its two-way clustered interval, `{n, mean, low, high}`; and over the
+        students that the records speak of, `{n, top1, mrr, chance}`, where a text that is the same for all
+        has exactly the chance, 1 / students.
+    """
+    first = [record for record in usable(records) if record["sample"] == 0]
+    students = sorted({record["student_id"] for record in first})
+    judged = judge_fits(first, {student: profiles[student] for student in students})
+    specificity = two_way_cluster_bootstrap(
+        [fit["specificity"] for fit in judged],
+        students=[record["student_id"] for record in first],
+        questions=[record["question_id"] for record in first],
+    )
+    return specificity, {
+        "n": len(first),
+        "top1": statistics.fmean(fit["identification"] for fit in judged) if judged else None,
+        "mrr": statistics.fmean(fit["reciprocal_rank"] for fit in judged) if judged else None,
+        "chance": 1 / len(students) if students else None,
+    }
+
+
+def adaptivity(records: Records, embedder) -> dict[str, dict]:
+    """How much further one policy's texts move when the memory is exchanged than when sampled again.
+
+    T = mean distance(own, ablated) - mean distance(own, its own resample), with the resample's random
+    numbers in the ablated text. Where the memory does not matter, the two are alike, and their labels are
+    swapped at random, cell by cell. Only cells with a temperature above 0 and two samples count.
+
+    Returns:
+        By ablated arm `n, statistic, p, p_holm`, and `same_prompt_share`, of the moments at which its prompt
+        is the own memory's.
+
+    Source: Borchers and Shou 2025 (arXiv 2504.05570), on our distances.
+    """
+    cells = {
+        (r["memory_arm"], r["student_id"], r["question_id"], r["temperature"], r["sample"]): r
+        for r in usable(records)
+    }
+    own = [key[1:4] for key in cells if key[0] == "own" and key[4] == 0]
+    found = {}
+    for arm in dict.fromkeys(record["memory_arm"] for record in records if record["memory_arm"] != "own"):
+        pairs = [(cells["own", *cell, 0], cells.get((arm, *cell, 0))) for cell in own]
+        same = [one["prompt"] == other["prompt"] for one, other in pairs if other]
+
+        # three texts a cell: own, own sampled again, ablated
+        sides = ("own", 0), ("own", RESAMPLED), (arm, RESAMPLED)
+        triples = [
+            [cells.get((side, *cell, sample)) for side, sample in sides] for cell in own if cell[2] > 0
+        ]
+        texts = [[r["generated_text"] for r in triple] for triple in triples if None not in triple]
+        texts = [triple for triple in texts if all(text.strip() for text in triple)]
+        first, again, ablated = (embedder.encode([triple[place] for triple in texts]) for place in range(3))
+
+        moved = cosine_distances(first, ablated) - cosine_distances(first, again)  # (N,)
+        found[arm] = permutation_test(moved)
+        found[arm]["same_prompt_share"] = statistics.fmean(same) if same else None
+    return _adjusted(found)
+
+
+def progress_series(records: Records) -> dict[str, tuple[list[float], list[float]]]:
+    """By student, mastery and scaffolding at each moment, in order.
+
+    Scaffolding is the mean over samples of distinct valid equations for each step of the gold solution.
+    Moments of a skill never practised have no mastery and are left out.
+    """
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    practised = [record for record in usable(records) if record["mastery"] is not None]
+    for (student, _), rows in sorted(group(practised, "student_id", "moment").items()):
+        mastery, scaffolding = found.setdefault(student, ([], []))
+        mastery.append(rows[0]["mastery"])
+        scaffolding.append(
+            statistics.fmean(row["distinct_valid_equations"] / row["gold_steps"] for row in rows)
+        )
+    return found
+
+
+def track_progress(
+    own: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    control: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+) -> dict:
+    """Spearman correlation of mastery and scaffolding over time, per student, and over students.
+
+    A policy that adapts gives less support the better the student knows the skill: a negative correlation.
+    A control that was shown the student's memory of another moment cannot know how far the student is.
+
+    Args:
+        own: by student, mastery and scaffolding at each moment, with the student's memory of that moment.
+        control: the same with the memory of another moment.
+
+    Returns:
+        `n` students; `mean` correlation with `low` and `high`, through Fisher's z over students and back;
+        `by_student`; `versus_time_shuffled`, `n, mean, low, high` of the paired difference of z (own -
+        control), None without a control.
+    """
+    by_student = {student: spearman(*series) for student, series in own.items()}
+    found = {student: fisher_z(rho) for student, rho in by_student.items() if rho is not None}
+    interval = mean_interval(list(found.values()))
+
+    versus = None
+    if control is not None:
+        others = {student: spearman(*series) for student, series in control.items()}
+        versus = mean_interval(
+            [z - fisher_z(others[student]) for student, z in found.items() if others.get(student) is not None]
+        )
+    back = {
+        key: None if interval[key] is None else math.tanh(interval[key]) for key in ("mean", "low", "high")
+    }
+    return {"n": interval["n"], **back, "by_student": by_student, "versus_time_shuffled": versus}
+
+
+def _named(one: tuple[str, str], other: tuple[str, str]) -> dict:
+    return {"policy": one[0], "arm": one[1], "reference_policy": other[0], "reference_arm": other[1]}
+
+
+def _cells(records: Records) -> Cells:
+    return {(r["student_id"], r["question_id"], r["temperature"], r["sample"]): r for r in usable(records)}
+
+
+def _interaction(by_side: dict[tuple, Cells], policy: str) -> dict:
+    """(own - none) of the trained policy minus (own - none) of the base, cell by cell."""
+    sides = [(by_side[name, "own"], by_side[name, "none"]) for name in (policy, BASE)]
+    keys = [key for key in sides[0][0] if all(key in cells for side in sides for cells in side)]
+    metrics = {name: _difference(sides, name, keys) for name in METRICS}
+    named = _named((policy, "own - none"), (BASE, "own - none"))
+    return {"kind": "interaction", **named, "n": len(keys), "metrics": _adjusted(metrics)}
+
+
+def _difference(sides: Sequence[tuple[Cells, Cells]], name: str, keys: Sequence[tuple]) -> dict:
+    """Mean difference of a metric, of one pair of sides, or of the first pair minus the second's."""
+    values: dict[tuple, float] = {}
+    for key in keys:
+        pairs = [(one[key].get(name), other[key].get(name)) for one, other in sides]
+        if not any(value is None for pair in pairs for value in pair):
+            gains = [float(one) - float(other) for one, other in pairs]
+            values[key] = gains[0] - gains[1] if len(gains) > 1 else gains[0]
+    interval = two_way_cluster_bootstrap(
+        list(values.values()), students=[key[0] for key in values], questions=[key[1] for key in values]
+    )
+
+    # repeats of one item are no independent evidence
+    items: dict[tuple, list[float]] = defaultdict(list)
+    for key, value in values.items():
+        items[key[:2]].append(value)
+    return {**interval, "p": wilcoxon_p([statistics.fmean(item) for item in items.values()])}
+
+
+def _adjusted(tests: dict[str, dict]) -> dict[str, dict]:
+    """The tests with `p_holm`, None where there is no p."""
+    adjusted = iter(holm([test["p"] for test in tests.values() if test["p"] is not None]))
+    for test in tests.values():
+        test["p_holm"] = None if test["p"] is None else next(adjusted)
+    return tests

@@ -1,0 +1,289 @@
+"""Batched generation and likelihood with transformers: one prefill for all temperatures, noise for each row.
+
+Every distinct prompt of a batch is computed once; its cache is then copied to one row for each temperature
+and repeat, and all rows are decoded together. A row samples by the Gumbel-max trick, argmax(logits + T·g),
+with noise from a generator seeded by its own key: its text depends on no other row, batch size or order.
+Log-probabilities come from the logits that decoding computes anyway.
+
+How likely a text is that another model wrote takes a forward pass of its own (`answer_nll`). Perplexity under
+each policy's own weights does not compare policies, as a policy that has become sure of itself has a low one
+whatever it writes. Under one fixed model it does.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from cot.utils.kv_cache import make_room, use_grouped_attention
+from cot.utils.models import context_length, end_token_ids, estimate_rows, is_out_of_memory
+
+SHRINK_SHARE = 0.25  # finished rows that make it worth copying the cache of the others
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text to generate.
+
+    Attributes:
+        prompt_ids: token ids, (T,).
+        temperature: 0 is greedy.
+        seed_key: names the noise; the same key on the same kind of device draws the same noise.
+        stop: texts at which a completion ends, as a base model needs that would go on with another question.
+    """
+
+    prompt_ids: tuple[int, ...]
+    temperature: float
+    seed_key: str
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated text.
+
+    Attributes:
+        text: decoded, without prompt and special tokens, up to the stop text.
+        token_ids: all generated ids, (N,), the end token or stop text included.
+        logprobs: natural log-probability of each of them at temperature 1, (N,).
+        truncated: `max_new_tokens` was reached without an end.
+        error: `{"type", "message"}` where there is no usable text.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    truncated: bool = False
+    error: dict | None = None
+
+
+@dataclass
+class _Row:
+    """A request while it is decoded."""
+
+    request: Request
+    generator: torch.Generator | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    status: str = "running"
+
+
+class TransformersEngine:
+    """Answers requests in batches of rows.
+
+    Args:
+        model: a causal language model in eval mode, on its device.
+        tokenizer: for decoding and for the end tokens.
+        max_new_tokens: length at which a text is cut.
+        batch_size: rows decoded together; None sizes it by the device. Halved for good when memory ends.
+    """
+
+    def __init__(self, model, tokenizer, max_new_tokens: int, batch_size: int | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.end_ids = end_token_ids(model, tokenizer)
+        self.context_length = context_length(model)
+        use_grouped_attention(model)
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+        """Yields after each batch its pairs of (index in `requests`, completion); each index exactly once.
+
+        Prompts that do not fit the context come first, as errors. The rest goes from the longest prompt to
+        the shortest: memory runs out at once or not at all, and rows of like length share a batch.
+        """
+        errors = {i: error for i, request in enumerate(requests) if (error := self._refuse(request))}
+        if errors:
+            yield [(i, Completion(error=error)) for i, error in errors.items()]
+        queue = [i for i in range(len(requests)) if i not in errors]
+        queue.sort(key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, i))
+
+        while queue:
+            batch = self._take_batch(queue, requests)
+            try:
+                completions = self._decode_batch([requests[i] for i in batch])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                completions = None
+                message = " ".join(str(error).split())
+            if completions is None:  # outside the handler, whose traceback keeps the batch's tensors alive
+                if self.model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                self.batch_size = max(1, len(batch) // 2)
+                if len(batch) > 1:
+                    continue
+                completions = [Completion(error={"type": "out_of_memory", "message": message})]
+
+            queue = queue[len(batch) :]
+            yield list(zip(batch, completions, strict=True))
+
+    def _refuse(self, request: Request) -> dict | None:
+        length = len(request.prompt_ids)
+        if length == 0:
+            return {"type": "empty_prompt", "message": "the prompt has no tokens"}
+        if self.context_length and length + self.max_new_tokens > self.context_length:
+            message = f"{length} prompt and {self.max_new_tokens} new tokens do not fit {self.context_length}"
+            return {"type": "prompt_too_long", "message": message}
+        return None
+
+    def _take_batch(self, queue: list[int], requests: Sequence[Request]) -> list[int]:
+        """The first rows that fit, ending between two prompts where one prompt's rows are not too many."""
+        longest = len(requests[queue[0]].prompt_ids) + self.max_new_tokens
+        rows = self.batch_size or estimate_rows(self.model, longest)
+        end = min(rows, len(queue))
+        while 0 < end < len(queue) and requests[queue[end - 1]].prompt_ids == requests[queue[end]].prompt_ids:
+            end -= 1
+        return queue[: end or rows]
+
+    def _decode_batch(self, requests: list[Request]) -> list[Completion]:
+        """Decodes all rows together, until each has ended or is as long as it may be."""
+        rows = [_Row(request, _make_generator(request, self.model.device)) for request in requests]
+        active = list(rows)
+        with torch.inference_mode():
+            logits, cache, mask = self._prefill(requests)  # logits (B, V), mask (B, T)
+            position = mask.sum(dim=1, keepdim=True)  # (B, 1)
+            for step in range(1, self.max_new_tokens + 1):
+                tokens = self._choose(logits, active)  # (B,)
+                keep = [i for i, row in enumerate(active) if row.status == "running"]
+                if step == self.max_new_tokens or not keep:
+                    break
+
+                # Finished rows leave, together, once there are enough of them.
+                if len(active) - len(keep) >= SHRINK_SHARE * len(active):
+                    index = torch.tensor(keep, device=mask.device)
+                    cache.reorder_cache(index)
+                    tokens, mask, position = tokens[index], mask[index], position[index]
+                    active = [active[i] for i in keep]
+
+                mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+                output = self.model(
+                    input_ids=tokens[:, None],
+                    attention_mask=mask,
+                    position_ids=position,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                logits, cache, position = output.logits[:, -1].float(), output.past_key_values, position + 1
+        return [self._complete(row) for row in rows]
+
+    def _prefill(self, requests: list[Request]):
+        """Runs each distinct prompt once, left-padded, and copies its cache and logits to its rows."""
+        prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
+        length = max(len(prompt) for prompt in prompts)
+        device = self.model.device
+        padding = [length - len(prompt) for prompt in prompts]
+        ids = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+        mask = torch.arange(length, device=device) >= torch.tensor(padding, device=device)[:, None]
+        mask = mask.long()  # (P, T)
+
+        output = self.model(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0),  # left padding is silently wrong without
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+        index = torch.tensor([place[request.prompt_ids] for request in requests], device=device)  # (B,)
+        make_room(output.past_key_values, index, self.max_new_tokens)
+        return output.logits[:, -1].float()[index], output.past_key_values, mask[index]
+
+    def _choose(self, logits: torch.Tensor, active: list[_Row]) -> torch.Tensor:
+        """Draws one token a row, (B,), and records it; finished rows stay untouched until they leave."""
+        uniform = torch.full_like(logits, 0.5)  # (B, V)
+        for i, row in enumerate(active):
+            if row.generator is not None and row.status == "running":
+                uniform[i].uniform_(generator=row.generator)  # [0, 1): a 0 becomes -inf, which is never drawn
+        gumbel = uniform.log_().neg_().log_().neg_()
+
+        temperature = torch.tensor([[row.request.temperature] for row in active], device=logits.device)
+        tokens = (logits + temperature * gumbel).argmax(dim=-1)  # (B,)
+        chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)  # (B,)
+
+        for row, token, logprob in zip(active, tokens.tolist(), chosen.tolist(), strict=True):
+            if row.status != "running":
+                continue
+            if not math.isfinite(logprob):
+                row.status = "not_finite"
+                continue
+            row.token_ids.append(token)
+            row.logprobs.append(logprob)
+            if token in self.end_ids or self._at_stop(row):
+                row.status = "ended"
+        return tokens
+
+    def _at_stop(self, row: _Row) -> bool:
+        """Whether the newest token completes a stop text; a token is at least one byte."""
+        stops = row.request.stop
+        longest = max((len(stop.encode()) for stop in stops), default=0)
+        tail = self.tokenizer.decode(row.token_ids[-longest:], skip_special_tokens=True) if stops else ""
+        return any(stop in tail for stop in stops)
+
+    def _complete(self, row: _Row) -> Completion:
+        if row.status == "not_finite":
+            message = f"the model's logits are not finite at new token {len(row.token_ids) + 1}"
+            return Completion(error={"type": "not_finite", "message": message})
+        ended_by_token = row.token_ids[-1] in self.end_ids
+        ids = row.token_ids[:-1] if ended_by_token else row.token_ids
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        ends = [text.index(stop) for stop in row.request.stop if stop in text]
+        text, truncated = text[: min(ends, default=None)], row.status == "running"
+        return Completion(text, tuple(row.token_ids), tuple(row.logprobs), truncated)
+
+
+def answer_nll(
+    model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 32
+) -> list[float | None]:
+    """Mean negative log-likelihood of each answer's tokens given its prompt, in nats per token.
+
+    -(1/N) sum_i ln p(answer_i | prompt, answer_<i), at temperature 1. Prompt and padding do not count; an
+    end token counts where the caller has put one behind the answer.
+
+    Args:
+        model: a causal language model in eval mode.
+        pairs: token ids of prompt and answer; a prompt has at least one.
+        batch_size: sequences in one forward pass.
+
+    Returns:
+        One value a pair, None for an empty answer.
+    """
+    order = [index for index, (_, answer) in enumerate(pairs) if len(answer)]
+    order.sort(key=lambda index: -sum(map(len, pairs[index])))  # rows of like length share a batch
+    values: list[float | None] = [None] * len(pairs)
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            for row, value in zip(rows, _batch_nll(model, [pairs[row] for row in rows]), strict=True):
+                values[row] = value
+    return values
+
+
+def _batch_nll(model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+    """The same of one batch, in one forward pass."""
+    length = max(len(prompt) + len(answer) for prompt, answer in pairs)
+    ids = torch.zeros(len(pairs), length, dtype=torch.long)  # (B, T), padded on the right
+    mask, counted = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, (prompt, answer) in enumerate(pairs):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor([*prompt, *answer])
+        mask[row, :end] = 1
+        counted[row, len(prompt) : end] = 1
+
+    ids, mask, counted = (part.to(model.device) for part in (ids, mask, counted))
+    keep = length - min(len(prompt) for prompt, _ in pairs) + 1  # positions from a prompt's last token on
+    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep).logits.float()  # (B, K, V)
+    targets, counted = ids[:, -keep + 1 :], counted[:, -keep + 1 :]  # (B, K - 1)
+    logprobs = logits[:, :-1].log_softmax(dim=-1).gather(2, targets[:, :, None])[:, :, 0]  # (B, K - 1)
+    return (-(logprobs * counted).sum(dim=1) / counted.sum(dim=1)).tolist()
+
+
+def _make_generator(request: Request, device: torch.device) -> torch.Generator | None:
+    if request.temperature == 0:
+        return None
+    digest = hashlib.sha256(request.seed_key.encode("utf-8", "surrogatepass")).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)

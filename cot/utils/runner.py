@@ -1,0 +1,359 @@
+"""The runner of every script that asks models: rows, one model at a time, a journal, result files.
+
+A row is one answer to generate. Finished batches go to the journal before the next one starts, so the same
+command continues a run that was killed. Result files are strict JSON at every moment: one for each
+temperature, `results_temp_<T>_<stamp>.json`, and `summary_<stamp>.json` over all of them.
+"""
+
+import argparse
+import gc
+import hashlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cot.utils.cli import Progress, flags_of, this_command
+from cot.utils.errors import EXIT_OK, EXIT_SAMPLES, EXIT_UNEXPECTED, Interrupted, UserError
+from cot.utils.files import Journal, dumps, open_journal, timestamp, unfinished_headers, write_json
+from cot.utils.memory_arms import Moment, PromptShape, StudentMemory, make_prompt
+from cot.utils.model_names import ModelSource
+from cot.utils.prompts import Prompt
+from cot.utils.records import make_record
+from cot.utils.results import SCHEMA_VERSION, code_version, document, environment
+from cot.utils.students import Profile
+
+if TYPE_CHECKING:
+    from cot.utils.engine import TransformersEngine
+
+REWRITE_EVERY_S = 10.0  # the running result files; the journal is written after every batch
+REWRITE_COST = 20  # times the last write's duration that must lie between two of them
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to generate.
+
+    Attributes:
+        policy: who answers.
+        index: the place of the question, or of the moment, in the run.
+        memory: what the prompt shows of the student.
+        temperature: 0 is greedy.
+        sample: which of the answers to the same prompt.
+    """
+
+    policy: str
+    index: int
+    moment: Moment
+    memory: StudentMemory
+    temperature: float
+    sample: int
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """Student, question and arm: rows of one cell and policy share a prompt."""
+        return self.moment.student_id or "", self.moment.question.id, self.memory.arm or ""
+
+    @property
+    def key(self) -> str:
+        """Names the row within its run."""
+        return "|".join([self.policy, *self.cell, str(self.temperature), str(self.sample)])
+
+    def noise_key(self, seed: int) -> str:
+        """Names the row's sampling noise: the same for every policy, student and arm."""
+        return f"{seed}|{self.moment.question.id}|{self.temperature}|{self.sample}"
+
+
+def expand(
+    policy: str,
+    index: int,
+    moment: Moment,
+    memory: StudentMemory,
+    temperatures: Sequence[float],
+    num_samples: int,
+) -> list[Row]:
+    """A prompt's rows: every temperature, `num_samples` times."""
+    return [
+        Row(policy, index, moment, memory, temperature, sample)
+        for temperature in temperatures
+        for sample in range(num_samples)
+    ]
+
+
+def answer_now(
+    engine, rows: Sequence[Row], prompts: Sequence[Prompt], profiles: Mapping[str, Profile], seed: int
+) -> list[dict]:
+    """The rows' records from a model that is loaded already, without journal or files."""
+    records: list[dict | None] = [None] * len(rows)
+    for batch in engine.generate(_requests(rows, prompts, seed)):
+        for place, completion in batch:
+            profile = profiles.get(rows[place].moment.student_id)
+            records[place] = make_record(rows[place], prompts[place], completion, profile)
+    return records
+
+
+class Run:
+    """One run of a script, as a context: entered with its journal open, left with its files written.
+
+    Left without an error, the run is finished: the same command then begins a new one. Left by a signal or
+    an error, the files say so, and the same command continues.
+
+    Attributes:
+        records: by row key, what is there so far.
+        stamp: of the run, in every file's name.
+        exit_code: of the script.
+
+    Args:
+        args: the script's flags, among them `temperatures, max_new_tokens, batch_size, seed, device, dtype,
+            fail_on_error`.
+        rows: all answers, in the order of the results.
+        sources: the model of each policy.
+        shape: how prompts are built.
+        profiles: by student id; empty in plain chain of thought.
+        config: what the result files record beside the flags.
+        folder: where they lie.
+        growing: a finished run of other rows is continued, so that policies can be added to it.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        args: argparse.Namespace,
+        rows: Sequence[Row],
+        sources: Mapping[str, ModelSource],
+        shape: PromptShape,
+        profiles: Mapping[str, Profile],
+        config: dict,
+        folder: Path,
+        growing: bool = False,
+    ) -> None:
+        self.script, self.args, self.folder = script, args, folder
+        self.rows, self.sources, self.shape, self.profiles = rows, sources, shape, profiles
+        self.config = {**flags_of(args), **config, "models": {}}
+        self.environment = environment(config["device"])
+        self.records: dict[str, dict] = {}
+        self.exit_code = EXIT_OK
+        self._growing = growing
+        self._generation_s, self._start = 0.0, time.monotonic()
+        self._last_write = self._write_cost_s = 0.0
+
+    def __enter__(self) -> "Run":
+        parts = self._identify()
+        header = {"started": timestamp(), "flags": flags_of(self.args), "parts": parts}
+        key = hashlib.sha256(dumps(parts).encode()).hexdigest()
+        earlier = unfinished_headers(self.folder)
+        self._journal: Journal = open_journal(self.folder, key, header, reopen_finished=self._growing)
+        self.stamp = self._journal.stamp
+        if self._journal.path.name not in earlier:
+            self._say_what_changed(earlier, header)
+        for entry in self._journal.batches:
+            self.config["models"] |= entry.get("models", {})
+            self.records |= entry.get("records", {})
+            self._generation_s += entry.get("wall_s", 0.0)
+        return self
+
+    def __exit__(self, _kind, error, _trace) -> None:
+        if error is None:
+            self._journal.finish()
+            return
+        try:
+            self._write("cancelled" if isinstance(error, Interrupted) else "error")
+        finally:
+            self._journal.close()
+        if isinstance(error, Interrupted):
+            error.advice = f"continue with: {this_command()}"
+
+    def generate(self) -> None:
+        """Answers every row that the journal does not hold, one policy's model in memory at a time.
+
+        Raises:
+            UserError: an engine gave fewer answers than it was asked for.
+        """
+        keys = {row.key for row in self.rows}
+        missing = [row for row in self.rows if row.key not in self.records]
+        if self._journal.batches:
+            print(
+                f"continuing {self._journal.path}: {len(missing)} of {len(self.rows)} rows left", flush=True
+            )
+        self._write("running")
+        progress = Progress(total=len(self.rows), done=len(self.rows) - len(missing))
+        for policy in dict.fromkeys(row.policy for row in missing):
+            asked = [row for row in missing if row.policy == policy]
+            engine, prompts = self.load(policy)
+            requests = _requests(asked, [prompts[row.cell] for row in asked], self.args.seed)
+            start = time.monotonic()
+            for batch in engine.generate(requests):
+                self._keep(asked, prompts, batch, time.monotonic() - start)
+                progress.update(len(batch), self._note(policy))
+                start = time.monotonic()
+            del engine  # before the next model is loaded
+            gc.collect()
+        progress.close()
+
+        answered = len(keys & set(self.records))
+        if answered < len(keys):
+            message = f"the engine answered {answered} of {len(keys)} rows; continue with: {this_command()}"
+            raise UserError(message, EXIT_UNEXPECTED)
+
+    def load(self, policy: str) -> tuple["TransformersEngine", dict[tuple, Prompt]]:
+        """A policy's engine, and its prompts by cell.
+
+        A run that continues decodes in batches of the size that it began with: the same batches give the
+        same sums.
+        """
+        from cot.utils.engine import TransformersEngine
+        from cot.utils.models import describe_model, estimate_rows, load_model
+
+        args, source = self.args, self.sources[policy]
+        model, tokenizer = load_model(source, self.config["device"], args.dtype)
+        engine = TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
+        room = None if engine.context_length is None else engine.context_length - args.max_new_tokens
+        cells = {row.cell: row for row in self.rows if row.policy == policy}
+        prompts = {
+            cell: make_prompt(tokenizer, row.moment, row.memory, self.shape, room)
+            for cell, row in cells.items()
+        }
+
+        if policy not in self.config["models"]:
+            longest = max(len(prompt.ids) for prompt in prompts.values()) + args.max_new_tokens
+            size = args.batch_size or estimate_rows(model, longest)
+            described = describe_model(source, model) | {"batch_size": size}
+            self.config["models"][policy] = described
+            self._journal.append({"models": {policy: described}})
+        engine.batch_size = self.config["models"][policy]["batch_size"]
+        return engine, prompts
+
+    def in_order(self) -> list[dict]:
+        """The records that are there, in the order of the rows."""
+        return [self.records[row.key] for row in self.rows if row.key in self.records]
+
+    def finish(
+        self, measure: Callable[[list[dict]], None], summarize: Callable[[list[dict]], dict]
+    ) -> tuple[Path, dict]:
+        """Measures the answers, writes all result files; the summary's path and its content.
+
+        Args:
+            measure: fills in, in place, what is computed over many answers at once.
+            summarize: from records to a file's `summary`; called for each temperature and for all.
+        """
+        start = time.monotonic()
+        records = self.in_order()
+        measure(records)
+
+        failed = sum(record["error"] is not None for record in records)
+        status = "success"
+        if failed > self.args.fail_on_error * len(records):
+            status, self.exit_code = "error", EXIT_SAMPLES
+            print(f"error: {failed} of {len(records)} answers failed; see `error` in them", file=sys.stderr)
+        return self._write(status, summarize, metrics_start=start)
+
+    def _identify(self) -> dict[str, str]:
+        """By name, a hash of each part of what decides the records."""
+        args = self.args
+        cells = {row.cell: row for row in self.rows}.values()
+        decoding = [args.max_new_tokens, args.batch_size, args.seed, self.config["device"], args.dtype]
+        parts = {
+            "code": code_version(),
+            "libraries": [SCHEMA_VERSION, self.environment["versions"]],
+            "decoding": decoding,
+            "prompt": asdict(self.shape),
+            "questions": [[row.index, asdict(row.moment)] for row in cells],
+            "memory": [asdict(row.memory) for row in cells],
+            "profiles": [profile.model_dump() for profile in self.profiles.values()],
+        }
+        if not self._growing:
+            parts["rows"] = [row.key for row in self.rows]
+            parts["models"] = [[name, source.revision] for name, source in self.sources.items()]
+        return {name: hashlib.sha256(dumps(part).encode()).hexdigest() for name, part in parts.items()}
+
+    def _say_what_changed(self, earlier: Mapping[str, dict], header: dict) -> None:
+        """One line for each unfinished run of the same flags that this one does not continue."""
+        for name, other in earlier.items():
+            parts = other.get("parts", {})
+            changed = [part for part, value in header["parts"].items() if parts.get(part) != value]
+            if changed and other.get("flags") == header["flags"]:
+                print(f"not continuing {name}: {', '.join(changed)} changed", flush=True)
+
+    def _keep(self, asked: Sequence[Row], prompts: Mapping, batch: Sequence[tuple], wall_s: float) -> None:
+        """Records a batch: first in the journal, then in the result files where they are due."""
+        records = {}
+        for place, completion in batch:
+            row = asked[place]
+            profile = self.profiles.get(row.moment.student_id)
+            records[row.key] = make_record(row, prompts[row.cell], completion, profile)
+        self._journal.append({"wall_s": wall_s, "records": records})
+        self.records |= records
+        self._generation_s += wall_s
+        if time.monotonic() - self._last_write > max(REWRITE_EVERY_S, REWRITE_COST * self._write_cost_s):
+            self._write("running")
+
+    def _note(self, policy: str) -> str:
+        right = [bool(r["correct"]) for r in self.records.values() if r["policy"] == policy]
+        name = f"{policy} " if len(self.sources) > 1 else ""
+        return f"{name}accuracy {statistics.fmean(right):.1%}"
+
+    def _write(
+        self,
+        status: str,
+        summarize: Callable[[list[dict]], dict] | None = None,
+        metrics_start: float | None = None,
+    ) -> tuple[Path, dict]:
+        """All files as they stand; statistics only where `summarize` is given, as it takes its time."""
+        start, records = time.monotonic(), self.in_order()
+        described = {}
+        for temperature in self.args.temperatures:
+            rows = [record for record in records if record["temperature"] == temperature]
+            described[temperature] = {"rows_done": len(rows), **(summarize(rows) if summarize else {})}
+        one = len(described) == 1
+        overall = described[self.args.temperatures[0]] if one else {"rows_done": len(records)}
+        if summarize and not one:
+            overall |= summarize(records)
+        timing = {} if metrics_start is None else self._timing(records, time.monotonic() - metrics_start)
+
+        files = []
+        for temperature, summary in described.items():
+            rows = [record for record in records if record["temperature"] == temperature]
+            path = self.folder / f"results_temp_{temperature}_{self.stamp}.json"
+            write_json(path, self._document(status, temperature, summary | {"timing": timing}, rows))
+            files.append({"temperature": temperature, "file": path.name, "summary": summary})
+        path = self.folder / f"summary_{self.stamp}.json"
+        content = self._document(status, None, overall | {"timing": timing}, files)
+        write_json(path, content)
+        self._last_write = time.monotonic()
+        self._write_cost_s = self._last_write - start
+        return path, content
+
+    def _document(self, status: str, temperature: float | None, summary: dict, results: list[dict]) -> dict:
+        return document(
+            script=self.script,
+            status=status,
+            temperature=temperature,
+            started=self._journal.header["started"],
+            config=self.config,
+            environment=self.environment,
+            summary=summary,
+            results=results,
+        )
+
+    def _timing(self, records: Sequence[dict], metrics_s: float) -> dict:
+        """Seconds and tokens per second, earlier attempts' generation included."""
+        tokens = sum(record["output_tokens"] or 0 for record in records)
+        return {
+            "generation_s": self._generation_s,
+            "metrics_s": metrics_s,
+            "wall_s": time.monotonic() - self._start,
+            "tokens_per_second": tokens / self._generation_s if self._generation_s else None,
+        }
+
+
+def _requests(rows: Sequence[Row], prompts: Sequence[Prompt], seed: int) -> list:
+    """What an engine is asked, one a row."""
+    from cot.utils.engine import Request
+
+    return [
+        Request(prompt.ids, row.temperature, row.noise_key(seed), prompt.stop)
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]

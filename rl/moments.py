@@ -1,0 +1,304 @@
+"""Who meets what, when: the moments of training, of the experiment and of the evaluation, all from a seed.
+
+A moment is a student about to get an explanation of an exercise, with what had happened strictly before. So
+nothing after it, and no exercise that is ever evaluated, can stand in its prompt. What a student does depends
+on the student alone, not on the explanation: every policy and every memory arm meets the same moments, and no
+claim is made that students learn from the texts.
+"""
+
+import argparse
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+
+from cot.utils.errors import UserError
+from cot.utils.files import dumps
+from cot.utils.mastery import DEFAULT_PARAMETERS, mastery_by_skill
+from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
+from cot.utils.questions import Question, load_questions, question_of
+from cot.utils.students import Interaction, MemoryLog, Profile, load_profiles, pick_students
+from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises, pick_chapters
+
+MOMENT_EVERY = 4  # exercises of a log between two moments at which training takes its memory
+OTHER_STUDENTS = 3  # with whom `memory_margin` compares
+
+
+def load_arms(args: argparse.Namespace) -> MemoryArms:
+    """The students to train for and what each memory arm shows of them.
+
+    Raises:
+        UserError: no such profile, or a single student where another one's memory is needed.
+    """
+    profiles = load_profiles(args.profiles_dir)
+    names = pick_students(args.students, profiles)
+    if args.memory != "none" and len(names) < 2:
+        raise UserError(f"--students {names[0]}: shuffled memory and the margin need a second student")
+
+    embedder = None
+    if args.top_k:
+        from cot.utils.retrieval import load_embedder
+
+        embedder = load_embedder()
+    log = MemoryLog(args.profiles_dir / "memory")
+    return MemoryArms(
+        profiles={name: profiles[name] for name in names},
+        histories={name: log.read(name) for name in names},
+        embedder=embedder,
+        seed=args.seed,
+        top_k=args.top_k,
+        min_similarity=args.min_similarity,
+        half_life_days=args.memory_half_life,
+    )
+
+
+def pick_moments(args: argparse.Namespace, arms: MemoryArms) -> tuple[list[Moment], list[Moment], str]:
+    """Moments to train on, as many as training sees; held-out ones to evaluate on; the data's name."""
+    count = args.max_steps * args.prompts_per_step
+    if args.dataset == "textbook":
+        chapters = pick_chapters(args.chapters)
+        train = textbook_moments(arms, chapters, "train", count, args.seed)
+        held_out = textbook_moments(arms, chapters, "test", args.eval_size, args.seed)
+        return train, held_out, "textbook train"
+
+    questions = load_questions(args.dataset, "train")
+    others = load_questions(args.dataset, "test", args.eval_size or 1)
+    train = crossed_moments(arms, questions.questions, count, args.seed)
+    held_out = crossed_moments(arms, others.questions, args.eval_size, args.seed)
+    return train, held_out, questions.source
+
+
+def textbook_moments(
+    arms: MemoryArms,
+    chapters: Sequence[Chapter],
+    split: str,
+    count: int,
+    seed: int,
+    wording: str = "usual",
+) -> list[Moment]:
+    """Students in turn, each at a random moment of its log, with a new exercise of the current chapter.
+
+    Args:
+        split: `train` or `test`, of the exercise's template.
+
+    Raises:
+        UserError: a student has worked on none of these chapters.
+    """
+    rng = random.Random(f"situations {seed} {split}")
+    by_id = {chapter.id: chapter for chapter in chapters}
+    candidates = {
+        student: [item for item in arms.histories[student][::MOMENT_EVERY] if item.chapter in by_id]
+        for student in arms.profiles
+    }
+    if empty := sorted(student for student, found in candidates.items() if not found):
+        raise UserError(
+            f"--students {empty[0]}: its log has no exercise of {', '.join(by_id)};"
+            " rl/simulate_students.py writes logs"
+        )
+
+    students, moments = list(candidates), []
+    for number in range(count):
+        student = students[number % len(students)]
+        item = rng.choice(candidates[student])
+        chapter = by_id[item.chapter]
+        template = rng.choice([template for template in chapter.templates if template.split == split])
+        exercise = generate_exercise(chapter, template, rng, wording)
+        moments.append(arms.moment(student, question_of(exercise), as_of=item.time))
+    rng.shuffle(moments)
+    return moments
+
+
+def held_out_moments(
+    arms: MemoryArms,
+    chapters: Sequence[Chapter],
+    exercises_per_chapter: int,
+    students_per_exercise: int,
+    seed: int,
+    wording: str = "usual",
+) -> list[Moment]:
+    """Exercises of the test split, each for some students, at a moment when they worked on the chapter.
+
+    Raises:
+        UserError: fewer than `students_per_exercise` students have worked on a chapter.
+    """
+    rng = random.Random(f"held out {seed}")
+    moments = []
+    for chapter in chapters:
+        times = {
+            student: [item.time for item in arms.histories[student] if item.chapter == chapter.id]
+            for student in arms.profiles
+        }
+        able = [student for student, found in times.items() if found]
+        if len(able) < students_per_exercise:
+            raise UserError(
+                f"{chapter.id}: {len(able)} students have worked on it; rl/simulate_students.py writes logs"
+            )
+        for exercise in generate_exercises(chapter, "test", exercises_per_chapter, seed, wording):
+            for student in rng.sample(able, students_per_exercise):
+                moment = arms.moment(student, question_of(exercise), as_of=rng.choice(times[student]))
+                moments.append(moment)
+    return moments
+
+
+def crossed_moments(arms: MemoryArms, questions: Sequence[Question], count: int, seed: int) -> list[Moment]:
+    """Questions crossed with students, shuffled; begun again, in another order, when used up."""
+    rng = random.Random(f"crossed {seed}")
+    cells = [arms.moment(student, question) for question in questions for student in arms.profiles]
+    moments: list[Moment] = []
+    while len(moments) < count:
+        moments += rng.sample(cells, len(cells))
+    return moments[:count]
+
+
+def walk_textbook(
+    profiles: Mapping[str, Profile],
+    chapters: Sequence[Chapter],
+    exercises_per_chapter: int,
+    practice: int,
+    seed: int,
+) -> tuple[list[Moment], dict[str, list[Interaction]]]:
+    """Each student's way through the chapters up to the grade above the own one.
+
+    In every chapter a student practises, meets an exercise of the test split, and then works on an exercise
+    of the train split with the same skill. The evaluated exercises of a chapter are the same for all
+    students, so that students cross with questions.
+
+    Args:
+        exercises_per_chapter: evaluated ones, of the test split.
+        practice: train exercises that a student works on before each evaluated one.
+        seed: of exercises and students.
+
+    Returns:
+        The moments of the evaluated exercises, and what each student did: train exercises only.
+    """
+    from rl.simulate_students import Student, student_grade
+
+    evaluated = {
+        chapter.id: generate_exercises(chapter, "test", exercises_per_chapter, seed) for chapter in chapters
+    }
+    moments: list[Moment] = []
+    histories: dict[str, list[Interaction]] = {}
+    for name, profile in profiles.items():
+        student, rng = Student(profile, chapters, seed), random.Random(f"walk {seed} {name}")
+        history = histories[name] = []
+        number = 0
+        for chapter in (chapter for chapter in chapters if chapter.grade <= student_grade(profile) + 1):
+            for exercise in evaluated[chapter.id]:
+                history += [student.answer(_draw_practice(chapter, rng)) for _ in range(practice)]
+                as_of = student.clock.strftime("%Y-%m-%dT%H:%M:%SZ")
+                moments.append(
+                    Moment(
+                        question=question_of(exercise),
+                        student_id=name,
+                        number=number,
+                        as_of=as_of,
+                        mastery=mastery_by_skill(history, as_of=as_of),
+                    )
+                )
+                history.append(student.answer(_draw_practice(chapter, rng, exercise.skill)))
+                number += 1
+    return moments, histories
+
+
+def _draw_practice(chapter: Chapter, rng: random.Random, skill: str | None = None) -> Exercise:
+    """A train exercise, of a skill where the chapter has one of it."""
+    train = [template for template in chapter.templates if template.split == "train"]
+    fitting = [template for template in train if skill is None or template.skills[0] == skill]
+    return generate_exercise(chapter, rng.choice(fitting or train), rng)
+
+
+def plan_prompts(args: argparse.Namespace, context: int | None) -> tuple[PromptShape, int]:
+    """How a run's prompts are built, and how many tokens one may have so that a completion fits, too.
+
+    Args:
+        context: positions of the model; None where it names no limit.
+    """
+    room = args.max_prompt_length
+    if context is not None:
+        room = min(room, context - args.max_completion_length)
+    return PromptShape(instruction=args.cot_prompt, memory_tokens=args.memory_tokens), room
+
+
+def draw_arms(arm: str, mix: Sequence[float], count: int, seed: int) -> list[str]:
+    """Which memory each prompt carries.
+
+    Args:
+        arm: `own` mixes own, none and shuffled by `mix`; `none` and `shuffled` are controls without mix.
+        mix: shares of own, none and shuffled, summing to 1.
+    """
+    if arm != "own":
+        return [arm] * count
+    return random.Random(f"arms {seed}").choices(["own", "none", "shuffled"], mix, k=count)
+
+
+def build_rows(
+    tokenizer,
+    arms: MemoryArms,
+    moments: Sequence[Moment],
+    shown: Sequence[str],
+    fit_arms: Sequence[str],
+    shape: PromptShape,
+    max_prompt_tokens: int | None,
+    seed: int,
+) -> tuple[list[dict], int]:
+    """The data set's rows, and how many moments were dropped because the question itself is too long.
+
+    A row: `prompt, prompt_ids, question_id, chapter, gold_solution, student_id, memory_arm, memory, fit_to,
+    other_students, mastery, steps`. `fit_to` is the student whose fit is rewarded, None where the row is not
+    judged for fit; `mastery` is P(known) of the skill before the exercise, None where no skill is named.
+
+    Args:
+        shown: the memory arm of each moment.
+        fit_arms: arms whose rows are rewarded for fit.
+        seed: of the order of the memory's lines, and of the other students.
+
+    Raises:
+        UserError: no prompt fits the budget.
+    """
+    rng = random.Random(f"others {seed}")
+    rows, dropped = [], 0
+    for moment, arm in zip(moments, shown, strict=True):
+        memory = arms.show(moment, arm)
+        prompt = make_prompt(tokenizer, moment, memory, shape, max_prompt_tokens, line_order_seed=seed)
+        if max_prompt_tokens is not None and len(prompt.ids) > max_prompt_tokens:
+            dropped += 1
+            continue
+
+        student, question = moment.student_id, moment.question
+        others = sorted(set(arms.profiles) - {student})
+        mastery = None
+        if question.skill is not None:
+            mastery = moment.mastery.get(question.skill, DEFAULT_PARAMETERS.p_init)
+        rows.append(
+            {
+                "prompt": prompt.text,
+                "prompt_ids": list(prompt.ids),
+                "question_id": question.id,
+                "chapter": question.chapter,
+                "gold_solution": question.gold_solution,
+                "student_id": student,
+                "memory_arm": arm,
+                "memory": prompt.memory,
+                "fit_to": student if arm in fit_arms else None,
+                "other_students": rng.sample(others, min(OTHER_STUDENTS, len(others))),
+                "mastery": mastery,
+                "steps": question.gold_steps,
+            }
+        )
+    if not rows:
+        raise UserError("--max_prompt_length: no question fits it; raise it or shorten --cot_prompt")
+    return rows, dropped
+
+
+def fingerprint_students(arms: MemoryArms) -> str:
+    """20 hexadecimal digits over the profiles and memories of the run's students."""
+    content = [
+        [profile.model_dump(), [item.model_dump() for item in arms.histories[student]]]
+        for student, profile in arms.profiles.items()
+    ]
+    return hashlib.sha256(dumps(content).encode()).hexdigest()[:20]
+
+
+def fingerprint_questions(moments: Sequence[Moment]) -> str:
+    """20 hexadecimal digits over the questions and solutions in the order in which they are met."""
+    content = [[moment.question.question, moment.question.gold_solution] for moment in moments]
+    return hashlib.sha256(dumps(content).encode()).hexdigest()[:20]

@@ -1,0 +1,354 @@
+"""TRL's GRPO trainer for prompts that are already tokens, and what watches it: metrics, alarms, signals."""
+
+import math
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from cot.utils.engine import TransformersEngine
+from cot.utils.errors import EXIT_SIGNAL
+from cot.utils.files import append_json_lines, read_json, write_json
+from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
+from cot.utils.model_names import ModelSource
+from cot.utils.runner import Row, answer_now
+from rl.rewards import RewardTable
+from rl.runs import mark_complete
+
+NOT_FINITE_LIMIT = 3  # steps in a row with a loss or gradient that is not finite
+ALARM_WINDOW = 50  # steps of a mean that the alarm compares with the best earlier one
+FALL = 0.03  # of correctness
+FLAT_SHARE = 0.5  # of groups without spread, in the mean of a window, above which a warning is due
+
+
+class MemoryTrainer(GRPOTrainer):
+    """GRPO on the data set's own token ids.
+
+    TRL would encode a prompt's text anew, and a `<|im_end|>` that a question spells would become the control
+    token; a chat template with a start token would also get it twice.
+    """
+
+    def __init__(self, *, train_dataset: Dataset, **kwargs) -> None:
+        ids = zip(train_dataset["prompt"], train_dataset["prompt_ids"], strict=True)
+        self._ids_of_prompt = dict(ids)
+        super().__init__(train_dataset=train_dataset.remove_columns("prompt_ids"), **kwargs)
+
+    def _tokenize_prompts(self, prompts: list):
+        return [self._ids_of_prompt[prompt] for prompt in prompts], None, {}
+
+    def create_model_card(self, *_args, **_kwargs) -> None:
+        """The run writes a card of its own, with its data and results."""
+
+
+def start_processes():
+    """This process among those of the run: accelerate's state, alone unless launched with others.
+
+    From here on no library draws progress bars: the run's own lines say what goes on.
+    """
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def weights_are_sharded() -> bool:
+    """Whether FSDP or DeepSpeed, chosen by the launcher, spreads the weights over the processes."""
+    return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
+
+
+def keep_reference(
+    config: GRPOConfig, use_peft: bool, model, source: ModelSource, folder: Path, processes
+) -> None:
+    """Makes sure that TRL, which loads the reference policy by name, finds these very weights.
+
+    A GGUF file, a first-generation Qwen or an adapter merged into its base is in no folder that TRL could
+    load: it is saved as one.
+    """
+    loadable = source.kind in ("folder", "hub", "bundled") and model.config._name_or_path
+    if use_peft or config.beta == 0 or loadable:
+        return
+    reference = folder / "reference"
+    if processes.is_main_process:
+        model.save_pretrained(reference)
+    processes.wait_for_everyone()
+    model.config._name_or_path = str(reference)
+
+
+def make_trainer(args, config, model, tokenizer, rows: list[dict], table, recorder) -> MemoryTrainer:
+    """The trainer on the rows, with a new LoRA adapter where `--use_peft` says so."""
+    peft_config = None
+    if args.use_peft:
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(
+            r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+    trainer = MemoryTrainer(
+        model=model,
+        reward_funcs=table.functions(),
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=[recorder],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)  # the recorder prints a shorter line
+    return trainer
+
+
+def smaller_batch(config: GRPOConfig) -> str:
+    """What to try after memory ran out: the next valid batch, else what else saves memory."""
+    size = config.per_device_train_batch_size
+    total = size * config.gradient_accumulation_steps
+    valid = [smaller for smaller in range(1, size // 2 + 1) if total % smaller == 0]
+    if valid:
+        return f"--per_device_train_batch_size {max(valid)}"
+    return "--use_peft, or a smaller --max_completion_length or --num_generations"
+
+
+def make_evaluator(
+    tokenizer,
+    arms: MemoryArms,
+    moments: Sequence[Moment],
+    arm: str,
+    shape: PromptShape,
+    max_prompt_tokens: int | None,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 0.0,
+    base_file: Path | None = None,
+) -> Callable[[torch.nn.Module], dict]:
+    """A function that lets a policy answer a fixed set of moments and gives the answers' means.
+
+    accuracy; fidelity; style, the explanation style alone; copying; names_student, all in [0, 1]; and
+    output_tokens. With `base_file` also breakage: the share of what the first policy had right and this one
+    has wrong, None where nothing was right. An answer that failed counts as wrong in everything.
+
+    Args:
+        arm: the memory that the prompts show.
+        temperature: 0 is greedy.
+        base_file: where the first policy's correctness is kept, so that a resumed run compares with it.
+    """
+    rows = [
+        Row(
+            policy="",
+            index=index,
+            moment=moment,
+            memory=arms.show(moment, arm),
+            temperature=temperature,
+            sample=0,
+        )
+        for index, moment in enumerate(moments)
+    ]
+    prompts = [make_prompt(tokenizer, row.moment, row.memory, shape, max_prompt_tokens) for row in rows]
+
+    def evaluate(model) -> dict:
+        was_training = model.training
+        model.eval()
+        records = answer_now(
+            TransformersEngine(model, tokenizer, max_new_tokens), rows, prompts, arms.profiles, seed
+        )
+        model.train(was_training)
+
+        columns = {
+            "accuracy": "correct",
+            "fidelity": "fidelity",
+            "style": "style_met",
+            "copying": "copying",
+            "names_student": "names_student",
+            "output_tokens": "output_tokens",
+        }
+        means = {
+            name: round(statistics.fmean(float(record[key] or 0) for record in records), 4)
+            for name, key in columns.items()
+        }
+        if base_file is None:
+            return means
+
+        right = [bool(record["correct"]) for record in records]
+        if not base_file.exists():
+            write_json(base_file, {"correct": right})
+        before = read_json(base_file)["correct"]
+        broken = [not now for now, then in zip(right, before, strict=True) if then]
+        return means | {"breakage": round(statistics.fmean(broken), 4) if broken else None}
+
+    return evaluate
+
+
+class Signals:
+    """Remembers the first signal, so that a step can end; a second Ctrl-C ends the run at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, _frame) -> None:
+        if signum == signal.SIGINT and self.received is not None:
+            os._exit(EXIT_SIGNAL + signal.SIGINT)
+        self.received = signum
+
+
+def correctness_falls(
+    correct: Sequence[float], fit: Sequence[float], window: int = ALARM_WINDOW
+) -> str | None:
+    """Says so when correctness fell by 3 points and more than its noise while fidelity rose.
+
+    The last `window` steps are compared with the earlier window of the highest mean correctness. The noise
+    is two standard errors of the difference between the two windows' means, from their steps' spread.
+
+    Args:
+        correct, fit: a mean in [0, 1] for each step.
+    """
+    if len(correct) < 2 * window:
+        return None
+    starts = range(0, len(correct) - 2 * window + 1)
+    start = max(starts, key=lambda i: statistics.fmean(correct[i : i + window]))
+    before, now = correct[start : start + window], correct[-window:]
+    fall = statistics.fmean(before) - statistics.fmean(now)
+    noise = 2 * math.sqrt((statistics.variance(before) + statistics.variance(now)) / window)
+    rise = statistics.fmean(fit[-window:]) - statistics.fmean(fit[start : start + window])
+    if fall < max(FALL, noise) or rise <= 0:
+        return None
+    return (
+        f"correctness fell by {100 * fall:.1f} points while fidelity rose by {100 * rise:.1f}:"
+        " the reward is being gamed; lower the weight of the memory parts or raise --beta"
+    )
+
+
+class Recorder(TrainerCallback):
+    """Writes `metrics.jsonl`, asks for checkpoints and for the end, and marks checkpoints complete.
+
+    Attributes:
+        stopped: why an alarm ended the run; None where none did.
+
+    Args:
+        metrics: the file, appended to by the main process.
+        evaluate: from the model to its held-out scores, flat; None where the model is spread over devices.
+        eval_every: steps between two evaluations.
+        save_minutes: time between two checkpoints, beside those by steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: Path,
+        table: RewardTable,
+        signals: Signals,
+        evaluate: Callable[[torch.nn.Module], dict] | None,
+        eval_every: int,
+        save_minutes: float,
+        max_steps: int,
+    ) -> None:
+        self._metrics, self._table, self._signals = metrics, table, signals
+        self._evaluate, self._eval_every = evaluate, eval_every
+        self._save_s, self._max_steps = 60 * save_minutes, max_steps
+        self._saved = self._step_started = time.monotonic()
+        self._reward_s, self._step_s = 0.0, 0.0
+        self._not_finite, self._history = 0, {"correct": [], "fit": [], "flat": []}
+        self.stopped: str | None = None
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        self._saved = time.monotonic()
+        if state.global_step == 0:
+            self._log_evaluation(state, model)
+
+    def on_step_begin(self, args, state, control, **_):
+        self._step_started, self._reward_s = time.monotonic(), self._table.seconds
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            for weight in model.parameters():
+                weight.grad = None  # one bad step must not make every later text impossible to sample
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        self._step_s = time.monotonic() - self._step_started
+        if state.global_step % self._eval_every == 0 or state.global_step == self._max_steps:
+            self._log_evaluation(state, model)
+        due = time.monotonic() - self._saved > self._save_s
+        due, signalled = self._agreed([due, self._signals.received is not None], model)
+        control.should_save = control.should_save or due or signalled
+        control.should_training_stop = control.should_training_stop or signalled
+
+    def on_save(self, args, state, control, **_):
+        self._saved = time.monotonic()
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if logs is None or "reward" not in logs:
+            return
+        extra = {
+            "step_s": self._step_s,
+            "reward_share": (self._table.seconds - self._reward_s) / self._step_s if self._step_s else None,
+            "reward_errors": self._table.errors,
+        }
+        self._write(state, {"step": state.global_step, **logs, **extra})
+        if state.is_world_process_zero:
+            shown = {
+                "reward": "reward",
+                "correct": "rewards/correct/mean",
+                "fidelity": "rewards/fidelity/mean",
+            }
+            values = [f"{name} {logs[key]:.3f}" for name, key in shown.items() if logs.get(key) is not None]
+            print(
+                f"step {state.global_step}/{self._max_steps}: {', '.join(values)}, {self._step_s:.1f} s",
+                flush=True,
+            )
+        reason = self._alarm(logs)
+        if reason and self.stopped is None:
+            self.stopped = reason
+            control.should_training_stop = True
+
+    def _alarm(self, logs: dict) -> str | None:
+        values = [logs.get("loss"), logs.get("grad_norm")]
+        finite = all(value is None or math.isfinite(value) for value in values)
+        self._not_finite = 0 if finite else self._not_finite + 1
+        if self._not_finite >= NOT_FINITE_LIMIT:
+            times = f"{NOT_FINITE_LIMIT} times in a row"
+            return f"the loss or its gradient was not finite {times}; lower --learning_rate"
+
+        history = self._history
+        history["flat"].append(logs.get("frac_reward_zero_std") or 0.0)
+        if len(history["flat"]) % ALARM_WINDOW == 0:
+            flat = statistics.fmean(history["flat"][-ALARM_WINDOW:])
+            if flat > FLAT_SHARE:
+                print(f"warning: {flat:.0%} of the groups have no spread and teach nothing", flush=True)
+
+        correct, fit = logs.get("rewards/correct/mean"), logs.get("rewards/fidelity/mean")
+        if correct is None or fit is None:
+            return None
+        history["correct"].append(correct)
+        history["fit"].append(fit)
+        return correctness_falls(history["correct"], history["fit"])
+
+    def _log_evaluation(self, state, model) -> None:
+        if self._evaluate is not None and state.is_world_process_zero:
+            scores = {f"eval/{name}": value for name, value in self._evaluate(model).items()}
+            self._write(state, {"step": state.global_step, **scores})
+            shown = ", ".join(f"{name} {value}" for name, value in scores.items())
+            print(f"step {state.global_step}: {shown}", flush=True)
+
+    def _write(self, state, record: dict) -> None:
+        if state.is_world_process_zero:
+            append_json_lines(self._metrics, [record])
+
+    def _agreed(self, flags: list[bool], model) -> list[bool]:
+        """True where any process says so: all must save and stop at the same step."""
+        if not torch.distributed.is_initialized():
+            return flags
+        votes = torch.tensor([float(flag) for flag in flags], device=model.device)
+        torch.distributed.all_reduce(votes)
+        return [bool(vote) for vote in votes.tolist()]

@@ -1,0 +1,341 @@
+#!/usr/bin/env python3
+"""Make the policy that a CPU trains: a tiny language model that explains, and never followed a memory.
+
+A Qwen2-architecture model of about a million parameters with its own tokenizer learns, supervised, short
+explanations of the textbook's first chapters (train split), of stories put together from `data/stories.json`,
+and of bare sums. The manner of each explanation is drawn at random; only an instruction in the question
+itself, before or after it, decides it. Memories come in the last steps only, and the manner does not depend
+on them. About half of the explanations hold a slip. So the base can read, reckon and write in every manner,
+solves a part of the exercises, and ignores the student: what reinforcement learning adds is visible. Prompts
+are made by the code that makes every model's prompts. The fixed sentences of a prompt, the styles and the
+preferences that a program can check are single tokens, digits too; all else is byte-level BPE.
+
+Reads `profiles/` with its memories, `data/textbook/` and `data/stories.json`. Writes a folder in Hugging Face
+layout (safetensors) and in it `training.json`: flags, rows, loss, and scores on held-out templates with the
+own memory, without, and with another student's.
+
+    python rl/warm_start.py --steps 20 --rows 500 --output_dir /tmp/tutor
+    python rl/warm_start.py
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cot.utils.cli import (
+    COT_PROMPT,
+    PROFILES_DIR,
+    OneLineParser,
+    flags_of,
+    number,
+    script_frame,
+    writable_dir,
+)
+from cot.utils.errors import EXIT_OK, UserError
+from cot.utils.model_names import TUTOR
+
+# The last is never used: the class that loads a Qwen2 tokenizer would add it beyond the embedding's rows.
+SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONTEXT = 1024  # positions
+MAX_NEW_TOKENS = 96
+WARMUP_STEPS = 100
+IGNORED = -100  # label of a token without loss: the prompt's and padding
+BATCH_ROWS = 64
+POOL = 8  # batches whose rows are sorted by length together
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this script."""
+    parser = OneLineParser(description=__doc__.split("\n", 1)[0])
+    add, share, whole = parser.add_argument, number(float, 0, 1), number(int, 1)
+    add("--output_dir", type=Path, default=TUTOR, help="folder of the finished policy")
+    add("--profiles_dir", type=Path, default=PROFILES_DIR, help="folder of the students and their memories")
+    add("--rows", type=number(int, 100), default=40_000, help="exercises to learn from")
+    add("--steps", type=whole, default=2_200, help="optimizer steps of 64 rows each")
+    add("--slips", type=share, default=0.55, help="share of the explanations with a typical slip")
+    add("--word_noise", type=share, default=0.05, help="share of a prompt's words replaced by another one")
+    add("--memory_steps", type=number(int, 0), default=400, help="last steps, whose prompts show memories")
+    add("--memory_share", type=share, default=0.75, help="share of their word problems with a memory")
+    add("--instruction_share", type=share, default=0.4, help="share of the questions that ask for a manner")
+    add("--memory_tokens", type=whole, default=48, help="cut a prompt's memory at so many tokens")
+    add("--learning_rate", type=number(float, 1e-6, 1.0), default=3e-3, help="highest rate of the cosine")
+    add("--hidden_size", type=number(int, 32), default=128, help="width of the model, a multiple of 16")
+    add("--layers", type=whole, default=4, help="layers of the model")
+    add("--vocab_size", type=number(int, 300), default=1400, help="tokens of the vocabulary, at most")
+    add("--eval_size", type=number(int, 8), default=400, help="held-out exercises answered in each arm")
+    add("--seed", type=number(int, 0), default=0, help="seed of data, weights and order")
+    add("--debug", action="store_true", help="print the traceback of an error, too")
+    return parser
+
+
+def make_tokenizer(texts: list[str], vocab_size: int):
+    """Byte-level BPE on `texts`, single digits, the prompt's fixed sentences as single tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from cot.utils.fidelity import CHECKABLE_PREFERENCES
+    from cot.utils.prompts import FENCE_CLOSE, FENCE_MARK, FENCE_OPEN, MEMORY_NOTE
+    from cot.utils.students import STYLE_IN_WORDS
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fixed = [COT_PROMPT, MEMORY_NOTE, FENCE_OPEN, FENCE_CLOSE, FENCE_MARK, "\n\n", "Question: "]
+    tokenizer.add_tokens([*fixed, "Explanation style: ", *STYLE_IN_WORDS.values()])
+    tokenizer.add_tokens(["Prefers: ", *CHECKABLE_PREFERENCES])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(args: argparse.Namespace, tokenizer):
+    """A fresh Qwen2 model in float32."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(args.seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=args.hidden_size,
+        intermediate_size=args.hidden_size * 11 // 4,
+        num_hidden_layers=args.layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        rope_theta=1e4,  # type: ignore[call-arg]  # taken by its **kwargs
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
+def sample_texts(arms, moments: Sequence, seed: int) -> list[str]:
+    """Questions, explanations, memories and instructions for the tokenizer to learn its words from."""
+    from rl.lessons import calculations, draw_manner, draw_story, draw_wishes, explain
+
+    rng = random.Random(f"tokenizer {seed}")
+    texts = ["user", "assistant"] * 1000
+    for moment in moments:
+        question, story = moment.question, draw_story(rng)
+        memory, steps = arms.show(moment, "own"), calculations(question.gold_solution)
+        texts += [question.question, explain(steps, draw_manner(rng)), *memory.lines[:8]]
+        texts += [story.question, explain(story.steps, draw_manner(rng)), draw_wishes(story.skill, rng)[0]]
+    return texts
+
+
+def draw_batches(lessons: Sequence, rng: random.Random) -> list[list]:
+    """`POOL` batches of random lessons, each of lessons alike in length, so that little of it is padding."""
+    pool = sorted(rng.choices(lessons, k=POOL * BATCH_ROWS), key=lambda lesson: len(lesson.prompt))
+    batches = [pool[start : start + BATCH_ROWS] for start in range(0, len(pool), BATCH_ROWS)]
+    rng.shuffle(batches)
+    return batches
+
+
+def make_batch(args: argparse.Namespace, lessons: Sequence, tokenizer, rng: random.Random, words: list[int]):
+    """Input ids and labels (B, T), right-padded; every lesson with an explanation drawn anew.
+
+    A share of the prompt's words becomes other ones: a policy that has seen few sentences would otherwise
+    hang on single words of them. A share of the explanations holds a slip.
+
+    Args:
+        words: ids that may be replaced, and that replace; no digit, mark or special token.
+    """
+    import torch
+
+    from rl.lessons import draw_manner, explain, slip
+
+    replaceable = set(words)
+    sequences = []
+    for lesson in lessons:
+        prompt = [
+            rng.choice(words) if word in replaceable and rng.random() < args.word_noise else word
+            for word in lesson.prompt
+        ]
+        wrong = slip(lesson.steps) if lesson.slips and rng.random() < args.slips else None
+        text = explain(lesson.steps, replace(draw_manner(rng), **lesson.wishes), wrong)
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        sequences.append((prompt, [*tokens, tokenizer.eos_token_id]))
+
+    length = max(len(prompt) + len(answer) for prompt, answer in sequences)
+    ids = torch.full((len(sequences), length), tokenizer.pad_token_id)
+    labels = torch.full((len(sequences), length), IGNORED)
+    for row, (prompt, answer) in enumerate(sequences):
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : end] = torch.tensor(answer)
+    return ids, labels
+
+
+def teach(
+    args: argparse.Namespace, model, tokenizer, lessons: Sequence, last_lessons: Sequence
+) -> list[float]:
+    """Completion-only cross-entropy, AdamW, cosine to a tenth; the loss of each step in nats per token.
+
+    Args:
+        last_lessons: of the last `--memory_steps` steps, instead of `lessons`.
+    """
+    import torch
+    from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(), args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, min(WARMUP_STEPS, args.steps), args.steps, min_lr_rate=0.1
+    )
+    rng = random.Random(f"teach {args.seed}")
+    marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    words = [number for name, number in vocabulary if name.strip("Ġ").isalpha() and number not in marks]
+    losses, batches, started = [], [], time.monotonic()
+    model.train()
+    for step in range(1, args.steps + 1):
+        if step == args.steps - args.memory_steps + 1:
+            lessons, batches = last_lessons, []
+        batches = batches or draw_batches(lessons, rng)
+        ids, labels = make_batch(args, batches.pop(), tokenizer, rng, words)
+        # right-padded, so causal attention needs no mask; the large output layer is for answers only
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+        answered = labels[:, 1:] != IGNORED
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[answered]), labels[:, 1:][answered])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if step % 100 == 0 or step == args.steps:
+            recent = sum(losses[-100:]) / len(losses[-100:])
+            print(f"step {step}: loss {recent:.3f}, {time.monotonic() - started:.0f} s", flush=True)
+    return losses
+
+
+def examine(args: argparse.Namespace, model, tokenizer, arms, chapters) -> dict:
+    """Held-out templates, greedy and at temperature 1, with the own memory, without, and with another's."""
+    from cot.utils.memory_arms import PromptShape
+    from rl.moments import textbook_moments
+    from rl.trainer import make_evaluator
+
+    moments = textbook_moments(arms, chapters, "test", args.eval_size, args.seed)
+    report = {}
+    for arm in ("own", "none", "shuffled"):
+        for temperature in (0.0, 1.0):
+            evaluate = make_evaluator(
+                tokenizer=tokenizer,
+                arms=arms,
+                moments=moments,
+                arm=arm,
+                shape=PromptShape(instruction=COT_PROMPT, memory_tokens=args.memory_tokens),
+                max_prompt_tokens=None,
+                max_new_tokens=MAX_NEW_TOKENS,
+                seed=args.seed,
+                temperature=temperature,
+            )
+            report[f"{arm}_temperature_{temperature:g}"] = evaluate(model)
+    return report
+
+
+def load_arms(args: argparse.Namespace):
+    """All students with what happened to them; no past exercise stands in a prompt."""
+    from cot.utils.memory_arms import MemoryArms
+    from cot.utils.students import MemoryLog, load_profiles
+
+    profiles, log = load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory")
+    histories = {student: log.read(student) for student in profiles}
+    return MemoryArms(profiles, histories, embedder=None, seed=args.seed)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tokenizer, supervised training, examination, files; returns the exit code."""
+    from cot.utils.files import write_json
+    from cot.utils.models import keep_bars_out_of_logs, keep_freed_memory
+    from cot.utils.results import environment
+    from cot.utils.textbook import pick_chapters
+    from rl.lessons import CHAPTERS, PRACTICE_SHARE, bare_sums, word_problems
+    from rl.moments import textbook_moments
+
+    if args.hidden_size % 16:
+        raise UserError(f"--hidden_size {args.hidden_size}: expected a multiple of 16")
+    folder = writable_dir(args.output_dir)
+    keep_freed_memory()
+    keep_bars_out_of_logs()
+
+    # what is taught
+    chapters, arms = pick_chapters(CHAPTERS), load_arms(args)
+    sums = round(args.rows * PRACTICE_SHARE)
+    moments = textbook_moments(arms, chapters, "train", args.rows - sums, args.seed)
+    tokenizer = make_tokenizer(sample_texts(arms, moments[:4000], args.seed), args.vocab_size)
+    practice = bare_sums(args, tokenizer, sums)
+    lessons = word_problems(args, tokenizer, arms, moments, 0.0) + practice
+    last_lessons = word_problems(args, tokenizer, arms, moments, args.memory_share) + practice
+
+    # the model
+    model = make_model(args, tokenizer)
+    prompt_tokens = sum(len(lesson.prompt) for lesson in lessons) / len(lessons)
+    print(
+        f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(lessons)} rows,"
+        f" {prompt_tokens:.0f} tokens a prompt",
+        flush=True,
+    )
+    losses = teach(args, model, tokenizer, lessons, last_lessons)
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    # what it can do
+    report = examine(args, model, tokenizer, arms, chapters)
+    for name, scores in report.items():
+        print(name, scores, flush=True)
+    flags = flags_of(args)
+    record = {
+        "config": {name: flags[name] for name in flags if name not in ("output_dir", "profiles_dir")},
+        "parameters": model.num_parameters(),
+        "rows": len(lessons),
+        "loss": sum(losses[-100:]) / len(losses[-100:]),
+        "held_out": report,
+        "environment": environment("cpu"),
+    }
+    write_json(folder / "training.json", record)
+    print(f"policy: {folder}", flush=True)
+    return EXIT_OK
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Checks the flags, then runs."""
+    args = build_parser().parse_args(argv)
+    with script_frame(args.debug) as outcome:
+        outcome.exit_code = run(args)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Pairs of arms and policies, fit to the right student, adaptation: on planted records, by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import planted_record
+
+from cot.utils.cli import PROFILES_DIR
+from cot.utils.comparisons import (
+    adaptivity,
+    compare_all,
+    decide,
+    decide_all,
+    fit_to_students,
+    track_progress,
+)
+from cot.utils.students import load_profiles
+
+NUMBERED = "1. 2 + 3 = 5\n2. 5 + 1 = 6\n#### 6"
+ASKING = "What do both have? They have 2 + 3 = 5. What is one more? It is 5 + 1 = 6.\n#### 6"
+
+
+class Compass:
+    """An embedder for texts that are angles in degrees."""
+
+    def encode(self, texts):
+        angles = np.radians([float(text) for text in texts]).reshape(-1)
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def planted(arm, outcomes, policy="base", **changes):
+    """Records of an arm; `outcomes` by (student, question)."""
+    return [
+        planted_record(question, student, arm, correct, policy=policy, **changes)
+        for (student, question), correct in outcomes.items()
+    ]
+
+
+OWN = {("S001", "q0"): True, ("S001", "q1"): True, ("S003", "q0"): False, ("S003", "q1"): True}
+NONE = {("S001", "q0"): True, ("S001", "q1"): False, ("S003", "q0"): True, ("S003", "q1"): False}
+
+
+def test_arms_are_compared_answer_by_answer():
+    records = planted("own", OWN) + planted("none", NONE)
+    (found,) = compare_all(records, ["base"], ["own", "none"])
+    sides = ("kind", "policy", "arm", "reference_policy", "reference_arm")
+    assert [found[key] for key in sides] == ["memory", "base", "own", "base", "none"]
+    assert (found["n"], found["reference_right"]) == (4, 2)
+    assert (found["broken"], found["repaired"]) == (1, 2)  # S003/q0 broken, S001/q1 and S003/q1 repaired
+    assert found["breakage"] == pytest.approx(1 / 2)  # of the two that none got right, own broke one
+    assert found["repair"] == pytest.approx(2 / 2)
+    accuracy = found["metrics"]["correct"]
+    assert set(accuracy) == {"n", "mean", "low", "high", "p", "p_holm"}
+    assert accuracy["mean"] == pytest.approx(3 / 4 - 2 / 4)
+    assert accuracy["p"] == 1.0  # 2 against 1 of 3 discordant: 2 * P(X <= 1) = 1
+
+
+def test_pairs_that_only_one_side_has_do_not_count():
+    more = {**OWN, ("S004", "q9"): True}
+    (found,) = compare_all(planted("own", more) + planted("none", NONE), ["base"], ["own", "none"])
+    assert found["n"] == 4
+    failed = planted("none", NONE, error={"type": "x", "message": "y"})
+    (found,) = compare_all(planted("own", OWN) + failed, ["base"], ["own", "none"])
+    assert (found["n"], found["breakage"], found["metrics"]["correct"]["p"]) == (0, None, None)
+
+
+def test_every_other_arm_is_compared_with_own_and_with_none():
+    records = [row for arm in ("own", "none", "shuffled", "random") for row in planted(arm, OWN)]
+    found = compare_all(records, ["base"], ["own", "none", "shuffled", "random"])
+    assert [(c["arm"], c["reference_arm"]) for c in found] == [
+        ("own", "none"),
+        ("own", "shuffled"),
+        ("own", "random"),
+        ("shuffled", "none"),
+        ("random", "none"),
+    ]
+
+
+def test_policies_are_compared_in_the_same_arm_and_by_what_memory_gains_more():
+    records = []
+    for policy, own, none in (("base", NONE, NONE), ("ipo", OWN, NONE)):
+        records += planted("own", own, policy) + planted("none", none, policy)
+    found = compare_all(records, ["base", "ipo"], ["own", "none"])
+    training = [c for c in found if c["kind"] == "training"]
+    assert [(c["policy"], c["arm"], c["reference_policy"]) for c in training] == [
+        ("ipo", "own", "base"),
+        ("ipo", "none", "base"),
+    ]
+    assert training[0]["metrics"]["correct"]["mean"] == pytest.approx(3 / 4 - 2 / 4)
+    (interaction,) = [c for c in found if c["kind"] == "interaction"]
+    # own - none: ipo 3/4 - 2/4, base 0
+    assert interaction["metrics"]["correct"]["mean"] == pytest.approx(1 / 4)
+
+
+def test_p_values_are_adjusted_over_the_metrics():
+    own = planted("own", OWN, fidelity=1.0) + planted("none", NONE, fidelity=0.0)
+    (found,) = compare_all(own, ["base"], ["own", "none"])
+    tested = [m for m in found["metrics"].values() if m["p"] is not None]
+    assert found["metrics"]["fidelity"]["p"] == pytest.approx(0.125)  # 4 of 4 signs, two-sided
+    assert found["metrics"]["fidelity"]["p_holm"] == pytest.approx(min(1, 0.125 * len(tested)))
+
+
+@pytest.mark.parametrize(
+    ("effect", "verdict"),
+    [
+        ({"n": 50, "low": 0.01, "high": 0.3}, "yes"),
+        ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.2}, "undecided"),
+        ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "yes"),
+        ({"n": 19, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "undecided"),
+        ({"n": 50, "low": -0.2, "high": 0.04}, "no"),
+        ({"n": 50, "low": -0.2, "high": 0.06}, "undecided"),
+        ({"n": 50, "low": None, "high": None}, "undecided"),
+        (None, "undecided"),
+    ],
+)
+def test_one_rule_decides(effect, verdict):
+    assert decide(effect) == verdict
+
+
+def test_a_bound_moves_both_ends_of_the_rule():
+    assert decide({"n": 50, "low": 0.41, "high": 0.6}, above=0.4, below=0.4) == "yes"
+    assert decide({"n": 50, "low": 0.2, "high": 0.39}, above=0.4, below=0.4) == "no"
+    assert decide({"n": 50, "low": 0.3, "high": 0.5}, above=0.4, below=0.4) == "undecided"
+
+
+def test_a_verdict_over_accuracy_and_fidelity_says_yes_only_without_harm():
+    gain, none = {"n": 50, "low": 0.1, "high": 0.2}, {"n": 50, "low": -0.01, "high": 0.01}
+    harm = {"n": 50, "low": -0.2, "high": -0.1}
+    assert decide_all([gain, none]) == "yes"
+    assert decide_all([gain, harm]) == "undecided"
+    assert decide_all([none, none]) == decide_all([none, harm]) == "no"
+    assert decide_all([none, {"n": 50, "low": -0.1, "high": 0.2}]) == "undecided"
+
+
+def test_specificity_and_identification_judge_each_text_against_each_student():
+    profiles = load_profiles(PROFILES_DIR)
+    fitting = {"S001": f"Hint: think of adding.\n{NUMBERED}", "S003": ASKING}
+    own = [planted_record("q0", student, "own", generated_text=text) for student, text in fitting.items()]
+    specificity, identification = fit_to_students(own, profiles)
+    assert specificity["n"] == 2 and specificity["mean"] > 0
+    assert identification == {"n": 2, "top1": 1.0, "mrr": 1.0, "chance": 0.5}
+
+
+def test_one_text_for_all_gives_exactly_chance():
+    profiles = load_profiles(PROFILES_DIR)
+    same = [planted_record("q0", student, "none", generated_text=NUMBERED) for student in ("S001", "S003")]
+    specificity, identification = fit_to_students(same, profiles)
+    assert specificity["mean"] == pytest.approx(0.0)
+    # S001 and S003 have two checkable wishes each of which NUMBERED meets as many: both tie at rank 1.5
+    assert identification["top1"] == identification["chance"] == 0.5
+
+
+def test_further_samples_and_failures_do_not_count_for_the_students():
+    profiles = load_profiles(PROFILES_DIR)
+    rows = [planted_record("q0", "S001", "own", sample=1)]
+    rows.append(planted_record("q0", "S003", "own", error={"type": "x", "message": "y"}))
+    specificity, identification = fit_to_students(rows, profiles)
+    assert specificity == {"n": 0, "mean": None, "low": None, "high": None}
+    assert identification == {"n": 0, "top1": None, "mrr": None, "chance": None}
+
+
+def angles(arm, sample, by_question, **changes):
+    return [
+        planted_record(
+            question, "S001", arm, sample=sample, generated_text=str(angle), temperature=0.7, **changes
+        )
+        for question, angle in by_question.items()
+    ]
+
+
+def test_texts_that_move_with_the_memory_are_adaptive_and_those_that_do_not_are_not():
+    questions = [f"q{number}" for number in range(40)]
+    own, again = angles("own", 0, dict.fromkeys(questions, 0)), angles("own", 1, dict.fromkeys(questions, 0))
+    moved = angles("none", 0, dict.fromkeys(questions, 57)) + angles("none", 1, dict.fromkeys(questions, 57))
+    found = adaptivity(own + again + moved, Compass())["none"]
+    assert found["n"] == 40
+    assert found["statistic"] == pytest.approx(1 - math.cos(math.radians(57)), abs=1e-5)
+    assert found["p"] == pytest.approx(1 / 2001)
+    still = [row | {"memory_arm": "none"} for row in own + again]
+    assert adaptivity(own + again + still, Compass())["none"]["statistic"] == 0.0
+
+
+def test_adaptivity_needs_a_temperature_and_two_samples():
+    own, none = angles("own", 0, {"q0": 0}), angles("none", 0, {"q0": 57})
+    assert adaptivity(own + none, Compass())["none"]["n"] == 0
+    greedy = [row | {"temperature": 0.0, "sample": s} for row in own + none for s in (0, 1)]
+    assert adaptivity(greedy, Compass())["none"]["n"] == 0
+
+
+def test_the_share_of_equal_prompts_is_told():
+    own, other = angles("own", 0, {"q0": 0, "q1": 0}), angles("time_shuffled", 0, {"q0": 0, "q1": 0})
+    other[0]["prompt"] = "another"
+    assert adaptivity(own + other, Compass())["time_shuffled"]["same_prompt_share"] == 0.5
+
+
+def test_progress_is_tracked_where_support_falls_with_mastery():
+    mastery = [0.3, 0.5, 0.7, 0.9, 0.95]
+    own = {f"S{i}": (mastery, [4, 4, 3, 2, 1 + i % 2]) for i in range(4)}
+    control = {f"S{i}": (mastery, [2, 4, 1, 3, 2 + i % 2]) for i in range(4)}
+    found = track_progress(own, control)
+
+    def z(series):
+        return [np.arctanh(np.clip(scipy.stats.spearmanr(*s).statistic, -0.99, 0.99)) for s in series]
+
+    zs, others = z(own.values()), z(control.values())
+    assert found["n"] == 4 and found["mean"] == pytest.approx(np.tanh(np.mean(zs)))
+    low, high = scipy.stats.t.interval(0.95, 3, np.mean(zs), scipy.stats.sem(zs))
+    assert (found["low"], found["high"]) == pytest.approx((np.tanh(low), np.tanh(high)))
+    versus = found["versus_time_shuffled"]
+    assert versus["mean"] == pytest.approx(np.mean(zs) - np.mean(others)) and versus["high"] < 0
+
+
+def test_constant_support_tracks_nothing():
+    found = track_progress({"S1": ([0.1, 0.2, 0.3, 0.4], [2, 2, 2, 2])})
+    assert found["n"] == 0 and found["mean"] is None and found["versus_time_shuffled"] is None

@@ -1,0 +1,152 @@
+"""The experiment's numbers on planted records: measures, pairing, verdicts."""
+
+import pytest
+from conftest import planted_record
+
+from cot.utils.cli import PROFILES_DIR
+from cot.utils.students import load_profiles
+from rl.effects import add_measures, list_questions, pool, render_experiment, subtract, summarize
+
+PROFILES = {name: load_profiles(PROFILES_DIR)[name] for name in ("S002", "S005")}
+EXERCISES = 30
+TRAINED = {"base": ("base", 0)} | {
+    f"{arm}_{seed}": (arm, seed) for arm in ("ipo", "no_memory", "shuffled_memory") for seed in (0, 1)
+}
+
+
+def answers(policy, fidelity, right=lambda number: True, text=lambda student: "3 + 4 = 7\n#### 7"):
+    """Two students a question in usual wordings, one without memory and in novel ones; greedy."""
+    sets = [("usual", "own", tuple(PROFILES)), ("usual", "none", ("S002",)), ("novel", "own", ("S002",))]
+    return [
+        planted_record(
+            f"addition/{wording}/{number}",
+            student,
+            arm,
+            right(number),
+            policy=policy,
+            wording=wording,
+            generated_text=text(student),
+            fidelity=fidelity,
+            style_met=fidelity > 0.5,
+        )
+        for wording, arm, students in sets
+        for number in range(EXERCISES)
+        for student in students
+    ]
+
+
+def half(number):
+    return number % 2 == 0
+
+
+def experiment(ipo_fidelity, ipo_right, shuffled_fidelity=0.4):
+    records = answers("base", 0.4, half)
+    for seed in (0, 1):
+        records += answers(f"ipo_{seed}", ipo_fidelity, ipo_right)
+        records += answers(f"no_memory_{seed}", 0.4)
+        records += answers(f"shuffled_memory_{seed}", shuffled_fidelity, half)
+    add_measures(records, TRAINED, PROFILES)
+    return summarize(records)
+
+
+def row_of(summary, arm, wording="usual", memory_arm="own"):
+    (row,) = [
+        row
+        for row in summary["table"]
+        if (row["arm"], row["wording"], row["memory_arm"]) == (arm, wording, memory_arm)
+    ]
+    return row
+
+
+def verdicts_of(summary):
+    return {v["question"]: v["verdict"] for v in summary["verdicts"] if v["wording"] == "usual"}
+
+
+def test_each_measure_is_the_mean_over_seeds_and_answers():
+    # right from number 15 on; of the 15 even questions that the base had, 0, 2, ... 14 are broken
+    summary = experiment(0.9, lambda number: number >= 15)
+    row = row_of(summary, "ipo")
+    assert {name: row[name]["mean"] for name in ("accuracy", "fidelity", "style", "breakage")} == {
+        "accuracy": 0.5,
+        "fidelity": pytest.approx(0.9),
+        "style": 1.0,
+        "breakage": pytest.approx(8 / 15),
+    }
+    assert row["accuracy"]["n"] == 2 * 2 * EXERCISES  # seeds x students x questions
+    assert row["breakage"]["n"] == 2 * 2 * 15
+    assert row["by_chapter"]["addition"]["accuracy"]["mean"] == 0.5
+    assert row_of(summary, "base")["breakage"]["mean"] == 0.0
+    assert row_of(summary, "ipo", memory_arm="none")["accuracy"]["n"] == 2 * EXERCISES
+
+
+def test_a_text_is_judged_against_every_student():
+    """S002 and S005 get texts in each other's style: own fit minus the other text's fit is below 0."""
+    from cot.utils.fidelity import fidelity
+
+    styles = {"S002": "1. 3 + 4 = 7\n#### 7", "S005": "What is 3 + 4? It is 7.\n#### 7"}
+    fits = {(text, who): fidelity(styles[text], PROFILES[who]) for text in styles for who in PROFILES}
+    records = answers("base", 0.5, text=styles.get)
+    add_measures(records, {"base": ("base", 0)}, PROFILES)
+    own = next(r for r in records if r["student_id"] == "S002" and r["memory_arm"] == "own")
+    assert own["specificity"] == pytest.approx(fits["S002", "S002"] - fits["S005", "S002"])
+    best = max(fits["S002", who] for who in PROFILES)
+    right = fits["S002", "S002"] == best
+    ties = sum(fits["S002", who] == best for who in PROFILES)
+    assert own["identification"] == right / ties
+    # a question that is asked for one student alone has no text for another one
+    assert {r["specificity"] for r in records if r["wording"] == "novel"} == {None}
+
+
+def test_one_text_for_all_is_identified_by_chance():
+    summary = experiment(0.4, half)
+    texts = row_of(summary, "ipo")
+    assert texts["specificity"]["mean"] == 0.0
+    assert texts["identification"]["mean"] == 0.5  # one of two students, or a tie
+
+
+def test_a_difference_pairs_cells_and_takes_the_one_answer_without_memory():
+    one = {0: {("q", "S1"): 1.0, ("q", "S2"): 0.0}}
+    paired = {0: {("q", "S1"): 0.0, ("q", "S2"): 1.0}}
+    assert subtract(one, paired)[0] == {("q", "S1"): 1.0, ("q", "S2"): -1.0}
+    assert subtract(one, {0: {("q", "S1"): 1.0}})[0] == {("q", "S1"): 0.0, ("q", "S2"): -1.0}
+    assert pool(subtract(one, paired))["mean"] == 0.0
+
+
+def test_a_planted_gain_beyond_every_bound_is_answered_yes():
+    found = verdicts_of(experiment(0.95, lambda number: True))
+    identified = "Is the student identified from IPO's texts more often than from those of the base?"
+    assert found.pop(identified) == "undecided"  # the planted texts are the same
+    assert set(found.values()) == {"yes"} and len(found) == 6
+
+
+def test_a_policy_that_ignores_memory_is_answered_no():
+    found = verdicts_of(experiment(0.4, half))
+    shuffled = "Does shuffled_memory gain less than 5 points of fidelity over the base?"
+    assert found.pop(shuffled) == "yes"
+    found.pop("Is the student identified from IPO's texts more often than from those of the base?")
+    assert set(found.values()) == {"no"} and len(found) == 5
+
+
+def test_a_control_that_gains_is_told():
+    found = verdicts_of(experiment(0.95, lambda number: True, shuffled_fidelity=0.5))
+    assert found["Does shuffled_memory gain less than 5 points of fidelity over the base?"] == "no"
+
+
+def test_only_arms_that_were_trained_are_asked_about():
+    assert list_questions(["base", "no_memory"]) == []
+    texts = [asked["question"] for asked in list_questions(["base", "ipo"])]
+    assert not any("shuffled" in text or "no_memory" in text for text in texts) and len(texts) == 4
+
+
+def test_the_report_has_a_table_for_each_set_and_all_verdicts():
+    summary = experiment(0.95, lambda number: True)
+    config = {"seeds": [0, 1], "max_steps": 1, "exercises": EXERCISES, "students_per_exercise": 2}
+    text = render_experiment(summary, config)
+    for title in ("usual wording, memory: own", "usual wording, memory: none", "novel wording, memory: own"):
+        assert f"## {title}, greedy" in text
+    assert "| base | 120 |" in text  # the same answers for both seeds
+    assert "| ipo | 120 | 1.000 [1.000, 1.000] | 0.950 [0.950, 0.950]" in text
+    assert (
+        "| Is IPO's fidelity 40 points above that of base? | usual | 0 | +0.550 [+0.550, +0.550] | yes |"
+        in text
+    )

@@ -1,0 +1,322 @@
+"""Batched decoding equals `generate`, one prompt at a time; likelihood equals one token after another."""
+
+import copy
+import math
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from cot.utils.engine import Completion, Request, TransformersEngine, answer_nll
+
+PROMPTS = ["Ann has 3 apples", "How many apples has she now? 3 + 4", "Ann", "buys 4 more."]
+EARLY_ENDS = [1, *range(2, 42)]  # 41 of about 300 ids end a text: rows finish at different steps
+
+
+def make_requests(tokenizer, temperatures=(0.0, 0.6, 1.0), repeats=1):
+    return [
+        Request(tuple(tokenizer(prompt)["input_ids"]), temperature, f"0|{prompt}|{temperature}|{repeat}")
+        for prompt in PROMPTS
+        for temperature in temperatures
+        for repeat in range(repeats)
+    ]
+
+
+def run(model, tokenizer, requests, batch_size=None, max_new_tokens=24) -> list[Completion]:
+    engine = TransformersEngine(model, tokenizer, max_new_tokens, batch_size)
+    pairs = [pair for batch in engine.generate(requests) for pair in batch]
+    assert sorted(index for index, _ in pairs) == list(range(len(requests)))
+    return [completion for _, completion in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def with_ends(model, ends):
+    """The same weights under another generation config."""
+    other = copy.copy(model)
+    other.generation_config = copy.deepcopy(model.generation_config)
+    other.generation_config.eos_token_id = ends
+    return other
+
+
+def count_forwards(model, requests, tokenizer, **options):
+    """Runs the engine and returns the shape (rows, tokens) of each forward pass."""
+    shapes = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        completions = run(model, tokenizer, requests, **options)
+    finally:
+        hook.remove()
+    return completions, shapes
+
+
+def generate_alone(model, request, max_new_tokens=24) -> tuple[int, ...]:
+    """The library's own greedy continuation of one prompt."""
+    ids = torch.tensor([request.prompt_ids])
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_new_tokens
+    )
+    return tuple(output[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_qwen2"])
+def test_greedy_rows_of_a_padded_batch_equal_generate_on_single_prompts(fixture, request):
+    model, tokenizer = request.getfixturevalue(fixture)
+    requests = make_requests(tokenizer, temperatures=(0.0,))
+    completions = run(model, tokenizer, requests, batch_size=8)
+    assert [completion.token_ids for completion in completions] == [
+        generate_alone(model, asked) for asked in requests
+    ]
+    assert len({completion.token_ids for completion in completions}) > 1
+
+
+@pytest.mark.parametrize(("window", "seed"), [(4, 5), (16, 4)])
+def test_sliding_window_layers_follow_their_rows_when_rows_leave(tiny_qwen2, window, seed):
+    """One plain and one sliding layer; texts end at different steps; two rows for each prompt."""
+    config = tiny_qwen2[0].config.to_diff_dict() | {"layer_types": ["full_attention", "sliding_attention"]}
+    config |= {"use_sliding_window": True, "sliding_window": window}
+    torch.manual_seed(seed)
+    model = with_ends(Qwen2ForCausalLM(Qwen2Config(**config)).eval(), EARLY_ENDS)
+    requests = make_requests(tiny_qwen2[1], temperatures=(0.0,), repeats=2)
+    expected = [generate_alone(model, asked) for asked in requests]
+    completions, shapes = count_forwards(model, requests, tiny_qwen2[1], batch_size=8)
+    assert [completion.token_ids for completion in completions] == expected
+    assert len({len(ids) for ids in expected}) >= 3 and max(map(len, expected)) > window
+    rows = [rows for rows, tokens in shapes if tokens == 1]
+    assert rows[0] == 8 and rows[-1] < 8  # rows did leave
+
+
+def test_texts_depend_on_no_batch_size_order_or_earlier_part_of_the_run(tiny_llama):
+    model, tokenizer = tiny_llama
+    model = with_ends(model, EARLY_ENDS)
+    requests = make_requests(tokenizer, repeats=2)
+    expected = [completion.token_ids for completion in run(model, tokenizer, requests, batch_size=1)]
+    assert len({len(ids) for ids in expected}) > 3  # rows do leave at different steps
+    for batch_size in (3, 8, None):
+        got = run(model, tokenizer, requests, batch_size)
+        assert [completion.token_ids for completion in got] == expected
+    backwards = run(model, tokenizer, requests[::-1], batch_size=5)
+    assert [completion.token_ids for completion in backwards][::-1] == expected
+    resumed = run(model, tokenizer, requests[7:], batch_size=8)
+    assert [completion.token_ids for completion in resumed] == expected[7:]
+
+
+def test_another_seed_key_gives_another_text_except_at_temperature_0(tiny_llama):
+    model, tokenizer = tiny_llama
+    prompt = tuple(tokenizer(PROMPTS[0])["input_ids"])
+    keys = ["a", "b", "\udc80"]
+    sampled = run(model, tokenizer, [Request(prompt, 1.0, key) for key in keys])
+    greedy = run(model, tokenizer, [Request(prompt, 0.0, key) for key in keys])
+    assert len({completion.token_ids for completion in sampled}) == 3
+    assert len({completion.token_ids for completion in greedy}) == 1
+
+
+def test_sampling_follows_the_softmax_at_its_temperature(tiny_llama):
+    model, tokenizer = tiny_llama
+    prompt = tuple(tokenizer(PROMPTS[0])["input_ids"])
+    count, temperature = 4000, 0.7
+    requests = [Request(prompt, temperature, str(i)) for i in range(count)]
+    completions = run(model, tokenizer, requests, batch_size=count, max_new_tokens=1)
+    drawn = torch.bincount(torch.tensor([c.token_ids[0] for c in completions]), minlength=len(tokenizer))
+    with torch.inference_mode():
+        expected = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
+    deviation = (drawn / count - expected).abs()
+    assert (deviation <= 4.5 * (expected * (1 - expected) / count).sqrt() + 1 / count).all()
+    assert (drawn > 40).sum() >= 5  # the test has several tokens to tell apart
+
+
+def test_each_distinct_prompt_is_prefilled_once(tiny_llama):
+    model, tokenizer = tiny_llama
+    requests = make_requests(tokenizer, repeats=2)  # 4 prompts, 6 rows each
+    _, shapes = count_forwards(model, requests, tokenizer, batch_size=14)  # 14 holds two prompts, 12 rows
+    assert [rows for rows, tokens in shapes if tokens > 1] == [2, 2]
+    assert {rows for rows, tokens in shapes if tokens == 1} == {12}
+
+
+def test_finished_rows_leave_the_batch(tiny_llama):
+    model, tokenizer = tiny_llama
+    model = with_ends(model, EARLY_ENDS)
+    completions, shapes = count_forwards(model, make_requests(tokenizer), tokenizer, batch_size=12)
+    rows = [rows for rows, tokens in shapes if tokens == 1]
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < rows[0] <= 12
+    assert sum(rows) < 12 * (max(len(c.token_ids) for c in completions) - 1)
+
+
+def test_logprobs_equal_a_separate_forward_pass(tiny_qwen2):
+    model, tokenizer = tiny_qwen2
+    requests = make_requests(tokenizer)
+    for asked, completion in zip(requests, run(model, tokenizer, requests, batch_size=8), strict=True):
+        ids = torch.tensor([asked.prompt_ids + completion.token_ids])
+        start = len(asked.prompt_ids)
+        with torch.inference_mode():
+            logprobs = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
+        expected = logprobs.gather(1, ids[0, start:, None])[:, 0]
+        assert len(completion.logprobs) == len(completion.token_ids)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_uniform_logits_have_the_vocabulary_size_as_perplexity(tiny_llama):
+    model, tokenizer = tiny_llama
+    model = copy.deepcopy(model)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    for completion in run(model, tokenizer, make_requests(tokenizer, temperatures=(0.6, 1.0))):
+        nll = -sum(completion.logprobs) / len(completion.logprobs)
+        assert math.exp(nll) == pytest.approx(model.config.vocab_size, rel=1e-5)
+
+
+def test_an_end_token_is_counted_but_is_not_text(tiny_llama):
+    model, tokenizer = tiny_llama
+    requests = make_requests(tokenizer, temperatures=(0.0,))
+    whole = run(model, tokenizer, requests, max_new_tokens=12)[1]
+    assert whole.truncated and len(whole.token_ids) == 12
+    end = whole.token_ids[3]
+    cut = run(with_ends(model, [end]), tokenizer, requests, max_new_tokens=12)[1]
+    length = whole.token_ids.index(end) + 1
+    assert cut.token_ids == whole.token_ids[:length]
+    assert cut.logprobs == pytest.approx(whole.logprobs[:length], abs=1e-5)
+    assert cut.text == tokenizer.decode(whole.token_ids[: length - 1], skip_special_tokens=True)
+    assert not cut.truncated
+
+
+def test_a_stop_text_ends_the_row_and_is_not_text(tiny_llama):
+    model, tokenizer = tiny_llama
+    prompt = tuple(tokenizer(PROMPTS[1])["input_ids"])
+    whole = run(model, tokenizer, [Request(prompt, 1.0, "key")])[0]
+    stop = whole.text[4:7]
+    assert stop not in whole.text[:6]
+    cut = run(model, tokenizer, [Request(prompt, 1.0, "key", stop=("never written", stop))])[0]
+    assert cut.text == whole.text[:4]
+    assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
+    assert stop in tokenizer.decode(cut.token_ids) and stop not in tokenizer.decode(cut.token_ids[:-1])
+    assert not cut.truncated
+
+
+class LimitedLlama(LlamaForCausalLM):
+    """Raises what CUDA raises as soon as a pass has more rows than the memory is pretended to hold."""
+
+    rows_that_fit = 0
+
+    def forward(self, input_ids=None, **kwargs):
+        if len(input_ids) > self.rows_that_fit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+def limit(model, rows) -> LimitedLlama:
+    limited = LimitedLlama(model.config).eval()
+    limited.load_state_dict(model.state_dict())
+    limited.rows_that_fit = rows
+    return limited
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_smaller_size(tiny_llama):
+    model, tokenizer = tiny_llama
+    requests = make_requests(tokenizer)  # 12 rows
+    expected = run(model, tokenizer, requests, batch_size=12)
+    engine = TransformersEngine(limit(model, 5), tokenizer, 24, batch_size=12)
+    batches = list(engine.generate(requests))
+    assert [len(batch) for batch in batches] == [3, 3, 3, 3]  # 12 and 6 fail; 3 rows are one prompt
+    assert engine.batch_size == 3
+    got = dict(pair for batch in batches for pair in batch)
+    assert [got[i].text for i in range(12)] == [completion.text for completion in expected]
+
+
+def test_out_of_memory_at_one_row_is_that_rows_error(tiny_llama):
+    model, tokenizer = tiny_llama
+    completions = run(limit(model, 0), tokenizer, make_requests(tokenizer), batch_size=4)
+    assert {completion.error["type"] for completion in completions} == {"out_of_memory"}
+    assert "Tried to allocate 2.00 GiB" in completions[0].error["message"]
+    assert completions[0].token_ids == ()
+
+
+def test_another_runtime_error_is_not_taken_for_out_of_memory(tiny_llama):
+    model, tokenizer = tiny_llama
+    model = copy.deepcopy(model)
+    model.lm_head.weight.data = model.lm_head.weight.data[:, :5]  # a shape that does not multiply
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(model, tokenizer, make_requests(tokenizer))
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_and_the_rest_goes_on(tiny_llama):
+    model, tokenizer = tiny_llama  # context 128
+    requests = [Request((5,) * 105, 0.0, ""), Request((5,) * 104, 0.0, ""), Request((), 0.0, "")]
+    too_long, fits, empty = run(model, tokenizer, requests, max_new_tokens=24)  # 104 + 24 = 128
+    assert too_long.error["type"] == "prompt_too_long" and "105" in too_long.error["message"]
+    assert fits.error is None and len(fits.token_ids) > 0
+    assert empty.error["type"] == "empty_prompt"
+
+
+def test_no_request_gives_no_batch(tiny_llama):
+    assert list(TransformersEngine(*tiny_llama, 8).generate([])) == []
+
+
+def test_logits_that_are_not_finite_are_an_error_not_a_text(tiny_llama):
+    model, tokenizer = tiny_llama
+    model = copy.deepcopy(model)
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    completion = run(model, tokenizer, make_requests(tokenizer)[:1])[0]
+    assert completion.error["type"] == "not_finite"
+
+
+def test_likelihood_is_that_of_one_token_after_another(tiny_llama):
+    model, _ = tiny_llama
+    pairs = [((5, 9, 20), (7, 8)), ((4,), (30, 31, 32, 33)), ((6, 7, 8, 9, 10, 11), ()), ((9, 9), (1,))]
+    found = answer_nll(model, pairs, batch_size=3)
+    for (prompt, answer), value in zip(pairs, found, strict=True):
+        if not answer:
+            assert value is None
+            continue
+        total, context = 0.0, list(prompt)
+        for token in answer:
+            with torch.inference_mode():
+                logits = model(torch.tensor([context])).logits[0, -1].double()
+            total -= float(torch.log_softmax(logits, -1)[token])
+            context.append(token)
+        assert value == pytest.approx(total / len(answer), abs=1e-4)
+
+
+def test_likelihood_does_not_depend_on_the_batch(tiny_llama):
+    model, _ = tiny_llama
+    pairs = [(tuple(range(2, 2 + n)), tuple(range(40, 41 + n % 5))) for n in range(1, 12)]
+    assert answer_nll(model, pairs, 1) == pytest.approx(answer_nll(model, pairs, 4), abs=1e-4)
+
+
+def test_the_likelihood_of_uniform_logits_is_the_vocabularys_size(tiny_llama):
+    model = copy.deepcopy(tiny_llama[0])
+    torch.nn.init.zeros_(model.lm_head.weight)
+    (value,) = answer_nll(model, [((3, 4), (5, 6, 7))])
+    assert math.exp(value) == pytest.approx(model.config.vocab_size, rel=1e-5)
+
+
+def test_neither_decoding_nor_likelihood_leaves_inference_mode_on(tiny_llama):
+    model, tokenizer = tiny_llama
+    engine = TransformersEngine(model, tokenizer, 4, batch_size=3)
+    for _ in engine.generate(make_requests(tokenizer)):
+        assert not torch.is_inference_mode_enabled()
+    answer_nll(model, [((3, 4), (5, 6, 7))])
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+
+
+def test_bundled_model_gives_the_same_texts_alone_and_in_a_batch(bundled):
+    model, tokenizer = bundled
+    requests = make_requests(tokenizer, temperatures=(0.0, 1.0))[:4]
+    alone = run(model, tokenizer, requests, batch_size=1, max_new_tokens=6)
+    together = run(model, tokenizer, requests, batch_size=8, max_new_tokens=6)
+    assert [c.text for c in alone] == [c.text for c in together]
+    assert all(c.text for c in alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_greedy_equals_cpu_and_sampling_repeats(tiny_llama):
+    model, tokenizer = tiny_llama
+    on_gpu = copy.deepcopy(model).to("cuda")
+    requests = make_requests(tokenizer)
+    on_cpu = run(model, tokenizer, requests)
+    first = run(on_gpu, tokenizer, requests)
+    again = run(on_gpu, tokenizer, requests, batch_size=1)
+    for asked, cpu, gpu, repeated in zip(requests, on_cpu, first, again, strict=True):
+        assert gpu.text == repeated.text
+        if asked.temperature == 0:
+            assert gpu.text == cpu.text

@@ -1,0 +1,248 @@
+"""Files that survive crashes: strict JSON, whole-file writes, readers, locks, and the journal of a run."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cot.utils.cli import REPO_ROOT
+from cot.utils.errors import UserError
+from cot.utils.files import (
+    append_json_lines,
+    dumps,
+    lock_file,
+    open_journal,
+    read_json,
+    read_json_lines,
+    read_text,
+    to_jsonable,
+    unfinished_headers,
+    write_json,
+)
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec=None)), inner),
+)
+
+
+# ---- strict JSON
+
+
+@given(VALUES)
+def test_anything_becomes_strict_json(value):
+    text = dumps(value)
+    text.encode("utf-8")  # no lone surrogate
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_what_json_lacks_becomes_null_or_a_number():
+    value = {
+        "a": math.inf,
+        "b": numpy.float32("nan"),
+        "c": numpy.int64(3),
+        "d": numpy.arange(2),
+        "e": "x\ud800",
+    }
+    assert to_jsonable(value) == {"a": None, "b": None, "c": 3, "d": [0, 1], "e": "x?"}
+    with pytest.raises(TypeError, match="object is no JSON value"):
+        to_jsonable(object())
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq absent")
+def test_jq_reads_what_is_written(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"text": "tab\t \ud800 \u2028 é \x00", "nan": math.nan, "big": 10**30})
+    done = subprocess.run(
+        ["jq", "-e", ".text, .nan == null"], stdin=path.open(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_failed_write_leaves_the_previous_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk_leaves_the_previous_file(tmp_path):
+    """On a real full file system, where one can be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        path = folder / "a.json"
+        write_json(path, {"a": 1})
+        with pytest.raises(OSError, match="No space left"):
+            write_json(path, {"a": "x" * 100_000})
+        assert json.loads(path.read_text()) == {"a": 1}
+        assert os.listdir(folder) == ["a.json"]
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# ---- readers
+
+
+def test_a_text_is_read_with_or_without_a_byte_order_mark(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbf\xc3\xa9")
+    assert read_text(tmp_path / "a") == "é"
+    (tmp_path / "b").write_bytes(b"ab\xff")
+    with pytest.raises(UserError, match="b: not UTF-8 at byte 2"):
+        read_text(tmp_path / "b")
+    with pytest.raises(UserError, match="absent: No such file"):
+        read_text(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": ', r"a\.json: not JSON: "),
+        ("[" * 100_000, r"a\.json: not JSON: "),  # deeper than Python's recursion goes
+        ("[1]", r"a\.json: expected a JSON object, got list"),
+    ],
+)
+def test_a_broken_json_file_is_named_with_its_fault(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_json(tmp_path / "a.json")
+
+
+def test_json_lines_come_with_their_numbers_and_only_a_line_feed_ends_a_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "x\u2028\x85y"}\r\n\n  \n2\n', encoding="utf-8")
+    assert read_json_lines(path) == [(1, {"a": "x\u2028\x85y"}), (4, 2)]
+    path.write_text("1\n\n{broken\n")
+    with pytest.raises(UserError, match=r"a\.jsonl: line 3: not JSON: "):
+        read_json_lines(path)
+
+
+def test_appended_lines_are_read_again(tmp_path):
+    path = tmp_path / "a.jsonl"
+    append_json_lines(path, [{"a": math.nan}, "x\n"])
+    append_json_lines(path, [])
+    append_json_lines(path, [3])
+    assert read_json_lines(path) == [(1, {"a": None}), (2, "x\n"), (3, 3)]
+
+
+# ---- the lock
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
+
+
+def test_a_lock_is_held_against_another_process_until_it_is_released(tmp_path):
+    path = tmp_path / "a.lock"
+    code = "from pathlib import Path; from cot.utils.files import lock_file\n"
+    code += f"lock_file(Path({str(path)!r}), busy='taken', timeout_s=0.1)"
+    lock = lock_file(path, busy="taken")
+    assert "UserError: taken" in run_python(code).stderr
+    lock.release()
+    assert run_python(code).returncode == 0
+
+
+# ---- the journal
+
+
+def test_an_unfinished_run_continues_and_a_finished_one_does_not(tmp_path):
+    first = open_journal(tmp_path, "key", {"started": "a"})
+    first.append({"records": {"x": 1}})
+    first.close()
+    again = open_journal(tmp_path, "key", {"started": "b"})
+    assert again.path == first.path and again.stamp == first.stamp
+    assert again.header == {"key": "key", "started": "a"}
+    assert again.batches == [{"records": {"x": 1}}]
+    again.finish()
+    again.close()
+    new = open_journal(tmp_path, "key", {"started": "c"})
+    assert new.path != first.path
+    assert new.header["started"] == "c" and new.batches == []
+    new.close()
+    assert unfinished_headers(tmp_path) == {new.path.name: {"key": "key", "started": "c"}}
+
+
+def test_a_growing_run_goes_on_in_its_newest_journal_finished_or_not(tmp_path):
+    for name in "ab":
+        journal = open_journal(tmp_path, "key", {"started": name})
+        journal.append({"records": {name: 1}})
+        journal.finish()
+    open_journal(tmp_path, "another key", {}).close()
+    for row in (2, 3):
+        again = open_journal(tmp_path, "key", {}, reopen_finished=True)
+        assert again.header["started"] == "b"
+        again.append({"records": {"b": row}})
+        again.finish()
+    last = open_journal(tmp_path, "key", {}, reopen_finished=True)
+    assert [batch["records"] for batch in last.batches] == [{"b": 1}, {"b": 2}, {"b": 3}]
+    last.close()
+    new = open_journal(tmp_path, "new key", {}, reopen_finished=True)
+    assert new.batches == []
+    new.close()
+
+
+def test_another_key_is_another_run_even_in_the_same_second(tmp_path):
+    journals = [open_journal(tmp_path, f"key {number}", {}) for number in range(3)]
+    assert len({journal.stamp for journal in journals}) == 3
+    for journal in journals:
+        journal.close()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl"] * 3
+
+
+def test_a_torn_last_line_is_dropped_with_a_warning(tmp_path, capsys):
+    journal = open_journal(tmp_path, "key", {})
+    journal.append({"records": {"x": 1}})
+    journal.close()
+    with journal.path.open("a") as file:
+        file.write('{"records": {"y": 2')
+    again = open_journal(tmp_path, "key", {})
+    assert again.batches == [{"records": {"x": 1}}]
+    assert "torn last line dropped" in capsys.readouterr().err
+    again.append({"records": {"z": 3}})
+    again.close()
+    assert [value for _, value in read_json_lines(journal.path)][1:] == [
+        {"records": {"x": 1}},
+        {"records": {"z": 3}},
+    ]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    journal = open_journal(tmp_path, "key", {})
+    journal.close()
+    with journal.path.open("a") as file:
+        file.write('{broken\n{"records": {}}\n')
+    with pytest.raises(UserError, match=r"journal_.*\.jsonl: line 2: not JSON"):
+        open_journal(tmp_path, "key", {})
+
+
+def journal_code(folder, then):
+    code = "import os, signal; from pathlib import Path; from cot.utils.files import open_journal\n"
+    return f"{code}journal = open_journal(Path({str(folder)!r}), 'key', {{}})\n{then}"
+
+
+def test_a_second_process_at_the_same_run_is_refused_by_name(tmp_path):
+    journal = open_journal(tmp_path, "key", {})
+    done = run_python(journal_code(tmp_path, "pass"))
+    journal.close()
+    assert f"process {os.getpid()} is at this run" in done.stderr
+
+
+def test_a_killed_process_leaves_its_whole_batches_and_no_lock(tmp_path):
+    then = "journal.append({'records': {'x': 1}}); os.kill(os.getpid(), signal.SIGKILL)"
+    assert run_python(journal_code(tmp_path, then)).returncode == -signal.SIGKILL
+    again = open_journal(tmp_path, "key", {})
+    assert again.batches == [{"records": {"x": 1}}]
+    again.close()

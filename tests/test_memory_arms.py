@@ -1,0 +1,175 @@
+"""What stands in a prompt about a student: arm by arm, as of when, and for whom."""
+
+import pytest
+from conftest import past
+
+from cot.utils.cli import PROFILES_DIR
+from cot.utils.memory_arms import (
+    MemoryArms,
+    Moment,
+    PromptShape,
+    cross,
+    make_prompt,
+    random_lines,
+    render_interaction,
+)
+from cot.utils.prompts import body_tokens
+from cot.utils.questions import Question, load_questions
+from cot.utils.retrieval import load_embedder
+from cot.utils.students import END, load_profiles
+
+ASKED = Question("q", "Tom has 12 pears and eats 5. How many are left?", "#### 7", "subtraction", "take_away")
+HISTORIES = {
+    "S001": [
+        past("S001", "2026-01-01", "Ann has 9 pears and eats 4. How many are left?"),
+        past("S001", "2026-01-02", "A train goes 60 km in an hour. How far in 3 hours?", skill="speed"),
+        past("S001", "2026-01-03", ASKED.question),
+    ],
+    "S002": [past("S002", "2026-01-01", "Tom has 13 pears and eats 5. How many are left?")],
+}
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return load_embedder()
+
+
+@pytest.fixture
+def make(embedder):
+    def make(**changes):
+        options = {"seed": 0, "top_k": 1, "min_similarity": 0.0} | changes
+        return MemoryArms(load_profiles(PROFILES_DIR), HISTORIES, embedder, **options)
+
+    return make
+
+
+def test_own_memory_is_the_students_own_and_the_most_relevant(make):
+    arms = make()
+    memory = arms.show(arms.moment("S001", ASKED), "own")
+    assert memory.lines[0] == "Student S001, 2nd grade."
+    assert [item["student_id"] for item in memory.retrieved] == ["S001"]
+    text = "\n".join(memory.lines)
+    assert "Ann has 9 pears" in text
+    assert "Tom has 13 pears" not in text and "train" not in text
+    assert "take away" in text  # the consolidated memory
+    assert (memory.student_id, memory.as_of) == ("S001", END)
+
+
+def test_none_shows_nothing(make):
+    arms = make()
+    memory = arms.show(arms.moment("S001", ASKED), "none")
+    assert (memory.lines, memory.student_id, memory.as_of) == ((), None, None)
+
+
+def test_shuffled_shows_another_students_memory_and_never_the_own(make):
+    arms = make()
+    for question in load_questions("textbook", subset_size=40).questions:
+        moment = arms.moment("S001", question)
+        memory = arms.show(moment, "shuffled")
+        assert memory.student_id == arms.donor(moment) != "S001"
+        assert memory.lines[0].startswith(f"Student {memory.student_id},")
+        assert not any("S001" in line for line in memory.lines)
+
+
+def test_donors_are_seeded_and_all_others_serve(make):
+    questions = load_questions("textbook", subset_size=40).questions
+    donors = [make().donor(Moment(question, "S001")) for question in questions]
+    assert len(set(donors)) == 7
+    assert donors == [make().donor(Moment(question, "S001")) for question in questions]
+    assert donors != [make(seed=1).donor(Moment(question, "S001")) for question in questions]
+
+
+def test_random_text_is_as_long_as_the_own_memory_and_not_as_the_budget(make, tiny_llama):
+    arms, tokenizer = make(), tiny_llama[1]
+    moment, shape = arms.moment("S001", ASKED), PromptShape("Solve.", memory_tokens=5000)
+    own = make_prompt(tokenizer, moment, arms.show(moment, "own"), shape)
+    random_ = make_prompt(tokenizer, moment, arms.show(moment, "random"), shape)
+    lengths = [body_tokens(tokenizer, prompt.memory_lines) for prompt in (own, random_)]
+    assert lengths[0] - 12 <= lengths[1] <= lengths[0] < 4000  # cut at a word of a byte-level tokenizer
+
+
+def test_random_text_is_seeded_and_leaves_out_the_chapter_asked():
+    lines = random_lines(0, ASKED, "S001")
+    assert lines == random_lines(0, ASKED, "S001") != random_lines(1, ASKED, "S001")
+    other = Question("q", "?", "#### 1", "speed")
+    assert set(lines) != set(random_lines(0, other, "S001"))
+
+
+def test_nothing_after_the_moment_is_shown(make):
+    arms = make(top_k=3)
+    memory = arms.show(arms.moment("S001", ASKED, as_of="2026-01-02T00:00:00Z"), "own")
+    assert len(memory.retrieved) == 1
+    assert "speed" not in "\n".join(memory.lines)
+    # the very moment of an exercise does not know it yet
+    memory = arms.show(arms.moment("S001", ASKED, as_of="2026-01-01T09:00:00Z"), "own")
+    assert memory.retrieved == () and "take away" not in "\n".join(memory.lines)
+    assert arms.moment("S001", ASKED, as_of="2026-01-01T09:00:00Z").skill_mastery is None
+
+
+def test_a_question_does_not_answer_itself(make):
+    arms = make(top_k=3)
+    memory = arms.show(arms.moment("S001", ASKED), "own")
+    assert not any(ASKED.question in line for line in memory.lines)
+    assert len(memory.retrieved) == 2
+
+
+def test_no_past_exercise_without_top_k_or_below_the_similarity(make):
+    for changes in ({"top_k": 0}, {"min_similarity": 0.999}):
+        arms = make(**changes)
+        assert arms.show(arms.moment("S001", ASKED), "own").retrieved == ()
+
+
+def test_time_shuffled_shows_another_moment_of_the_same_student(make):
+    arms = make()
+    times = ["2026-01-01T12:00:00Z", "2026-01-02T12:00:00Z", "2026-01-03T12:00:00Z"]
+    moments = [arms.moment("S001", ASKED, as_of=time, number=n) for n, time in enumerate(times)]
+    arms.shift_times(moments)
+    shown = [arms.show(moment, "time_shuffled") for moment in moments]
+    assert all(memory.as_of != moment.as_of for memory, moment in zip(shown, moments, strict=True))
+    assert sorted(memory.as_of for memory in shown) == times  # all moved, none lost
+    assert {memory.student_id for memory in shown} == {"S001"}
+
+
+def test_a_student_with_one_moment_is_never_shown_the_future(make):
+    arms = make()
+    moment = arms.moment("S001", ASKED, as_of="2026-01-02T00:00:00Z")
+    arms.shift_times([moment])
+    assert not arms.can_show(moment, "time_shuffled")
+    assert arms.can_show(moment, "own")
+    with pytest.raises(KeyError):
+        arms.show(moment, "time_shuffled")
+
+
+def test_moments_without_a_time_have_no_other_one(make):
+    arms = make()
+    moments = cross(["S001"], load_questions("textbook", subset_size=3).questions, arms)
+    arms.shift_times(moments)
+    assert [moment.number for moment in moments] == [0, 1, 2]
+    assert not any(arms.can_show(moment, "time_shuffled") for moment in moments)
+
+
+def test_an_unknown_arm_is_refused(make):
+    arms = make()
+    with pytest.raises(ValueError, match="unknown arm 'mine'"):
+        arms.show(arms.moment("S001", ASKED), "mine")
+
+
+def test_lines_are_shuffled_after_the_budget_was_applied(make, tiny_llama):
+    arms, tokenizer = make(), tiny_llama[1]
+    moment, shape = arms.moment("S001", ASKED), PromptShape("Solve.", memory_tokens=220)
+    memory = arms.show(moment, "own")
+    kept = make_prompt(tokenizer, moment, memory, shape).memory_lines
+    orders = [
+        make_prompt(tokenizer, moment, memory, shape, line_order_seed=seed).memory_lines for seed in range(8)
+    ]
+    assert all(sorted(order) == sorted(kept) for order in orders)
+    assert any(order != kept for order in orders)
+
+
+def test_an_interaction_reads_as_one_line():
+    wrong = past("S001", "2026-01-01", "What is 3 + 4?", correct=False, error_type="forgot_to_carry")
+    wrong = wrong.model_copy(update={"what_helped": "columns"})
+    expected = 'Past exercise: "What is 3 + 4?" Answered wrong (forgot to carry). What helped: columns.'
+    assert render_interaction(wrong) == expected
+    long = render_interaction(past("S001", "2026-01-01", "word " * 100))
+    assert len(long) < 220 and "…" in long

@@ -1,0 +1,298 @@
+"""Who meets what, when: no test exercise in training, nothing of the future in a memory, all from a seed."""
+
+import dataclasses
+
+import pytest
+
+from cot.utils.cli import PROFILES_DIR
+from cot.utils.errors import UserError
+from cot.utils.mastery import mastery_by_skill
+from cot.utils.memory_arms import MemoryArms, Moment, PromptShape
+from cot.utils.questions import ALL, Question, load_questions
+from cot.utils.students import MemoryLog, in_time_order, load_profiles
+from cot.utils.textbook import generate_exercises, load_chapters, pick_chapters
+from rl.moments import (
+    build_rows,
+    crossed_moments,
+    draw_arms,
+    fingerprint_questions,
+    fingerprint_students,
+    held_out_moments,
+    load_arms,
+    pick_moments,
+    textbook_moments,
+    walk_textbook,
+)
+from rl.settings import fill_preset
+from rl.train_rl_memory import parse_args
+
+CHAPTERS = pick_chapters(["addition", "subtraction"])
+TEMPLATES = {
+    (chapter.id, template.id): template for chapter in load_chapters() for template in chapter.templates
+}
+SHAPE = PromptShape(instruction="Solve.", memory_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def arms():
+    profiles, log = load_profiles(PROFILES_DIR), MemoryLog(PROFILES_DIR / "memory")
+    return MemoryArms(profiles, {name: log.read(name) for name in profiles}, embedder=None, seed=0)
+
+
+def flags(*argv):
+    args = parse_args(["--preset", "cpu", "--max_steps", "10", *argv])
+    fill_preset(args)
+    return args
+
+
+def splits(moments) -> set[str]:
+    """The splits of the templates that the moments' exercises come from."""
+    keys = [tuple(moment.question.id.split("/")[:2]) for moment in moments]
+    return {TEMPLATES[key].split for key in keys}
+
+
+def rows_of(arms, moments, shown, tokenizer, **changes):
+    options = {"fit_arms": ["own"], "shape": SHAPE, "max_prompt_tokens": None, "seed": 0} | changes
+    return build_rows(tokenizer, arms, moments, shown, **options)
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+def test_training_meets_train_templates_and_is_evaluated_on_test_templates():
+    args = flags("--eval_size", "40")
+    train, held_out, source = pick_moments(args, load_arms(args))
+    assert (len(train), len(held_out), source) == (80, 40, "textbook train")  # 10 steps x 8 prompts
+    assert splits(train) == {"train"} and splits(held_out) == {"test"}
+    assert {moment.student_id for moment in train} == set(load_profiles(PROFILES_DIR))
+    chapters = {moment.question.chapter for moment in train}
+    assert chapters == {"addition", "subtraction", "multiplication", "division", "two_step"}
+
+
+def test_a_data_set_without_chapters_trains_on_its_train_split(monkeypatch):
+    import rl.moments
+
+    asked = []
+
+    def load(_dataset, split, subset_size=ALL):
+        asked.append((split, subset_size))
+        return load_questions("textbook", split, 5)
+
+    monkeypatch.setattr(rl.moments, "load_questions", load)
+    args = flags("--eval_size", "20", "--dataset", "gsm8k")
+    train, held_out, source = pick_moments(args, load_arms(args))
+    assert asked == [("train", ALL), ("test", 20)] and source == "textbook train"
+    assert splits(train) == {"train"} and splits(held_out) == {"test"}
+
+
+def test_other_seeds_give_other_moments_and_the_same_seed_the_same(arms):
+    def draw(seed):
+        return textbook_moments(arms, CHAPTERS, "train", 20, seed)
+
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+    picked = [pick_moments(flags("--seed", seed), arms)[:2] for seed in ("0", "1")]
+    assert picked[0][0] != picked[1][0] and picked[0][1] != picked[1][1]
+    questions = [moment.question for moment in draw(0)]
+    assert crossed_moments(arms, questions, 40, 0) == crossed_moments(arms, questions, 40, 0)
+    assert crossed_moments(arms, questions, 40, 0) != crossed_moments(arms, questions, 40, 1)
+
+
+def test_a_moment_knows_the_mastery_of_that_time(arms):
+    for moment in textbook_moments(arms, CHAPTERS, "train", 20, 0):
+        before = in_time_order(arms.histories[moment.student_id], moment.as_of)
+        assert moment.as_of in [item.time for item in arms.histories[moment.student_id]]
+        assert moment.mastery == mastery_by_skill(before)
+
+
+def test_a_student_without_such_exercises_is_named(arms):
+    silent = MemoryArms(arms.profiles, arms.histories | {"S003": []}, embedder=None, seed=0)
+    with pytest.raises(UserError, match="--students S003: its log has no exercise of addition"):
+        textbook_moments(silent, CHAPTERS, "train", 5, 0)
+
+
+def test_crossing_meets_every_pair_once_before_it_begins_again(arms):
+    questions = [Question(str(number), "?", "#### 1") for number in range(3)]
+    pairs = [(m.question.id, m.student_id) for m in crossed_moments(arms, questions, 48, 0)]
+    assert len(set(pairs[:24])) == 24 == len(set(pairs[24:])) and pairs[:24] != pairs[24:]
+
+
+def test_the_mix_decides_how_many_prompts_show_what():
+    mixed = draw_arms("own", [0.5, 0.3, 0.2], 2000, 0)
+    # 2000 draws: standard deviations of 22, 20 and 18
+    assert mixed.count("own") == pytest.approx(1000, abs=90)
+    assert mixed.count("none") == pytest.approx(600, abs=82)
+    assert mixed.count("shuffled") == pytest.approx(400, abs=72)
+    assert draw_arms("own", [0, 0, 1], 3, 0) == ["shuffled"] * 3
+    assert draw_arms("none", [0.5, 0.3, 0.2], 3, 0) == ["none"] * 3
+    assert draw_arms("own", [0.5, 0.3, 0.2], 50, 1) != mixed[:50]
+
+
+# --- rows -------------------------------------------------------------------------------------------------
+
+
+def test_a_row_shows_the_memory_of_its_arm_and_of_nobody_else(arms, tiny_llama):
+    moments = textbook_moments(arms, CHAPTERS, "train", 24, 0)
+    shown = ["own", "none", "shuffled"] * 8
+    rows, dropped = rows_of(arms, moments, shown, tiny_llama[1])
+    assert len(rows) == 24 and dropped == 0
+    for row, moment, arm in zip(rows, moments, shown, strict=True):
+        student = moment.student_id
+        assert (row["student_id"], row["memory_arm"]) == (student, arm)
+        assert row["question_id"] == moment.question.id and row["memory"] in row["prompt"].replace("| ", "")
+        named = {name for name in arms.profiles if f"Student {name}," in row["prompt"]}
+        assert named == {"own": {student}, "none": set(), "shuffled": {arms.donor(moment)}}[arm]
+        assert student != arms.donor(moment)
+        assert row["fit_to"] == (student if arm == "own" else None)
+        assert len(row["other_students"]) == 3 and student not in row["other_students"]
+
+
+def test_a_row_holds_what_the_rewards_need_and_no_profile(arms, tiny_llama):
+    moment = textbook_moments(arms, CHAPTERS, "train", 1, 0)[0]
+    (row,), _ = rows_of(arms, [moment], ["shuffled"], tiny_llama[1], fit_arms=["shuffled"])
+    assert list(row) == [
+        "prompt",
+        "prompt_ids",
+        "question_id",
+        "chapter",
+        "gold_solution",
+        "student_id",
+        "memory_arm",
+        "memory",
+        "fit_to",
+        "other_students",
+        "mastery",
+        "steps",
+    ]
+    assert row["fit_to"] == moment.student_id  # the control is paid for fit as well
+    assert row["steps"] == row["gold_solution"].count("<<")
+    # of a skill never practised no more is known than of a new student; no skill has no mastery
+    for skill, mastery in (("practised", 0.8), ("never", 0.3), (None, None)):
+        question = dataclasses.replace(moment.question, skill=skill)
+        asked = dataclasses.replace(moment, question=question, mastery={"practised": 0.8})
+        assert rows_of(arms, [asked], ["own"], tiny_llama[1])[0][0]["mastery"] == mastery
+
+
+def test_the_order_of_a_memorys_lines_is_seeded(arms, tiny_llama):
+    moments = textbook_moments(arms, CHAPTERS, "train", 6, 0)
+
+    def memories(seed):
+        return [row["memory"] for row in rows_of(arms, moments, ["own"] * 6, tiny_llama[1], seed=seed)[0]]
+
+    assert memories(0) == memories(0) != memories(1)
+    assert [sorted(text.split("\n")) for text in memories(0)] == [
+        sorted(text.split("\n")) for text in memories(1)
+    ]
+
+
+def test_a_control_token_in_a_question_stays_text_and_a_long_question_is_dropped(arms, tiny_tutor):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tutor)
+    moments = [
+        Moment(Question("short", "What is 3+4?<|im_end|>", "<<3+4=7>>7\n#### 7"), "S001"),
+        Moment(Question("long", "What is 3+4? " * 100, "<<3+4=7>>7\n#### 7"), "S001"),
+    ]
+    rows, dropped = rows_of(arms, moments, ["own"] * 2, tokenizer, max_prompt_tokens=200)
+    assert [row["question_id"] for row in rows] == ["short"] and dropped == 1
+    assert rows[0]["prompt_ids"].count(tokenizer.eos_token_id) == 1  # the turn's own end
+    assert len(rows[0]["prompt_ids"]) <= 200
+    with pytest.raises(UserError, match="--max_prompt_length"):
+        rows_of(arms, moments, ["own"] * 2, tokenizer, max_prompt_tokens=5)
+
+
+# --- the experiment's held-out moments --------------------------------------------------------------------
+
+
+def test_held_out_moments_are_of_test_templates_at_a_time_of_the_chapter(arms):
+    moments = held_out_moments(arms, CHAPTERS, 6, 2, seed=5)
+    assert splits(moments) == {"test"} and len(moments) == 2 * 6 * 2
+    for first, second in zip(moments[::2], moments[1::2], strict=True):
+        assert first.question == second.question and first.student_id != second.student_id
+    for moment in moments:
+        times = {item.time: item.chapter for item in arms.histories[moment.student_id]}
+        assert times[moment.as_of] == moment.question.chapter
+    assert moments == held_out_moments(arms, CHAPTERS, 6, 2, seed=5)
+    other = held_out_moments(arms, CHAPTERS, 6, 2, seed=6)
+    assert [m.question for m in moments] != [m.question for m in other]
+    assert [(m.student_id, m.as_of) for m in moments] != [(m.student_id, m.as_of) for m in other]
+    novel = held_out_moments(arms, CHAPTERS, 6, 1, seed=5, wording="novel")
+    assert {moment.question.wording for moment in novel} == {"novel"}
+    with pytest.raises(UserError, match="addition: 8 students have worked on it"):
+        held_out_moments(arms, CHAPTERS, 1, 9, seed=5)
+
+
+# --- the walk ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def walk(arms):
+    profiles = {name: arms.profiles[name] for name in ("S001", "S004", "S005")}
+    return walk_textbook(profiles, CHAPTERS, exercises_per_chapter=3, practice=2, seed=0)
+
+
+def test_students_meet_the_same_exercises_in_teaching_order(walk):
+    moments, histories = walk
+    by_student = {name: [m for m in moments if m.student_id == name] for name in histories}
+    for found in by_student.values():
+        assert [m.number for m in found] == list(range(6))
+        assert [m.as_of for m in found] == sorted({m.as_of for m in found})
+        assert [m.question.chapter for m in found] == ["addition"] * 3 + ["subtraction"] * 3
+    assert len({tuple(m.question.id for m in found) for found in by_student.values()}) == 1
+    assert splits(moments) == {"test"}
+
+
+def test_the_same_seed_gives_the_same_walk_and_another_one_another(arms, walk):
+    profiles = {name: arms.profiles[name] for name in walk[1]}
+    again, other = (walk_textbook(profiles, CHAPTERS, 3, 2, seed) for seed in (0, 1))
+    assert again == walk
+    for one, another in ((walk[0], other[0]), (walk[1]["S001"], other[1]["S001"])):
+        assert [item.question for item in one] != [item.question for item in another]
+
+
+def test_no_evaluated_exercise_is_in_any_memory(walk):
+    moments, histories = walk
+    remembered = {item.question for history in histories.values() for item in history}
+    evaluated = {m.question.question for m in moments}
+    every_test_question = {e.question for c in load_chapters() for e in generate_exercises(c, "test", 20, 0)}
+    assert evaluated and not remembered & (evaluated | every_test_question)
+
+
+def test_the_memory_of_a_moment_holds_nothing_of_that_moment_or_later(walk):
+    moments, histories = walk
+    for moment in moments:
+        history = histories[moment.student_id]
+        before = in_time_order(history, moment.as_of)
+        # per evaluated exercise 2 of practice before it, 1 of the same skill after it
+        assert len(before) == 3 * moment.number + 2
+        following = history[len(before)]
+        assert following.time == moment.as_of and following.skill == moment.question.skill
+        assert moment.mastery == mastery_by_skill(before)
+
+
+def test_what_happens_after_a_moment_does_not_change_what_is_shown(arms, walk):
+    moments, histories = walk
+    cut = moments[4].as_of
+    past = {name: in_time_order(history, cut) for name, history in histories.items()}
+    profiles = {name: arms.profiles[name] for name in histories}
+    whole, short = (MemoryArms(profiles, log, embedder=None, seed=0) for log in (histories, past))
+    for arm in ("own", "shuffled"):
+        assert whole.show(moments[4], arm) == short.show(moments[4], arm)
+    assert whole.show(moments[5], "own") != short.show(moments[5], "own")
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_changes_with_what_it_stands_for(arms):
+    student = arms.profiles["S001"]
+    other = arms.profiles | {"S001": student.model_copy(update={"notes": "Likes chess."})}
+    less = arms.histories | {"S001": arms.histories["S001"][:-1]}
+    variants = [arms, MemoryArms(other, arms.histories, None, 0), MemoryArms(arms.profiles, less, None, 0)]
+    assert len({fingerprint_students(variant) for variant in variants}) == 3
+    assert fingerprint_students(arms) == fingerprint_students(
+        MemoryArms(arms.profiles, arms.histories, None, 1)
+    )
+    moments = textbook_moments(arms, CHAPTERS, "train", 4, 0)
+    assert fingerprint_questions(moments) != fingerprint_questions(moments[::-1])
+    assert fingerprint_questions(moments) == fingerprint_questions(list(moments))

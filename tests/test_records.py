@@ -1,0 +1,110 @@
+"""From an answer to a record."""
+
+import math
+
+import pytest
+from conftest import make_completion
+
+from cot.utils.cli import PROFILES_DIR
+from cot.utils.memory_arms import Moment, StudentMemory
+from cot.utils.prompts import Prompt
+from cot.utils.questions import Question
+from cot.utils.records import make_record
+from cot.utils.runner import Row
+from cot.utils.students import load_profiles
+
+FIRST_KEYS = [
+    "index",
+    "temperature",
+    "question",
+    "gold_solution",
+    "retrieved_profile",
+    "generated_text",
+    "output_tokens",
+    "perplexity",
+    "semantic_similarity",
+]
+QUESTION = Question(
+    "q7",
+    "Tom has 12 pears, eats 5 and buys 1. How many has he?",
+    "12-5 = <<12-5=7>>7\n7+1 = <<7+1=8>>8\n#### 8",
+    chapter="two_step",
+    skill="two_changes",
+    skills=("take_away", "put_together"),
+    wording="usual",
+)
+TEXT = "1. 12 - 5 = 7\n2. 7 + 1 = 8\n#### 8"
+PROMPT = Prompt("the prompt", (1, 2, 3), "chat", memory="Student S001, 2nd grade.")
+
+
+def make(completion, student="S001", mastery=None, memory=None):
+    moment = Moment(QUESTION, student, number=4, as_of="2026-02-01T00:00:00Z", mastery=mastery or {})
+    memory = memory or StudentMemory("own", student_id=student, as_of="2026-02-01T00:00:00Z")
+    row = Row("ipo", index=3, moment=moment, memory=memory, temperature=0.7, sample=1)
+    profile = load_profiles(PROFILES_DIR).get(student)
+    return make_record(row, PROMPT, completion, profile)
+
+
+def test_a_record_begins_with_the_nine_keys_and_says_who_was_asked_what():
+    record = make(make_completion(TEXT, logprobs=(-0.5, -1.5)))
+    assert list(record)[:9] == FIRST_KEYS
+    assert (record["index"], record["temperature"], record["sample"]) == (3, 0.7, 1)
+    assert (record["policy"], record["question_id"], record["wording"]) == ("ipo", "q7", "usual")
+    assert record["retrieved_profile"] == "2nd grade"
+    assert (record["student_id"], record["memory_arm"], record["memory_student_id"]) == (
+        "S001",
+        "own",
+        "S001",
+    )
+    assert (record["moment"], record["as_of"]) == (4, "2026-02-01T00:00:00Z")
+    assert (record["prompt"], record["prompt_tokens"], record["prompt_format"]) == ("the prompt", 3, "chat")
+
+
+def test_a_record_scores_the_text():
+    record = make(make_completion(TEXT, logprobs=(-0.5, -1.5)))
+    assert (record["predicted_answer"], record["correct"], record["unparsed_reason"]) == ("8", True, None)
+    assert (record["output_tokens"], record["mean_nll"]) == (2, 1.0)
+    assert record["perplexity"] == round(math.e, 6)
+    assert (record["equations"], record["distinct_valid_equations"]) == (2, 2)
+    assert (record["gold_steps"], record["equation_validity"]) == (2, 1.0)
+
+
+@pytest.mark.parametrize(("mastery", "target", "fit"), [(0.99, 2, 1.0), (0.4, 3, 2 / 3), (None, 3, 2 / 3)])
+def test_support_is_judged_by_the_mastery_of_the_skill(mastery, target, fit):
+    """Two steps; one equation more where the skill is not mastered, or was never practised."""
+    known = {} if mastery is None else {"two_changes": mastery}
+    record = make(make_completion(TEXT), mastery=known)
+    assert (record["mastery"], record["scaffold_target"]) == (mastery, target)
+    assert record["scaffold_fit"] == pytest.approx(fit, abs=1e-6)
+
+
+def test_fit_is_judged_against_the_student_asked_for_and_not_the_memorys():
+    shuffled = StudentMemory("shuffled", student_id="S003", as_of="2026-02-01T00:00:00Z")
+    record = make(make_completion(TEXT), memory=shuffled)
+    own = make(make_completion(TEXT))
+    assert (record["student_id"], record["memory_student_id"]) == ("S001", "S003")
+    assert (record["fidelity"], record["style_met"]) == (own["fidelity"], own["style_met"])
+    assert make(make_completion(TEXT), student="S003")["style_met"] is False  # guiding questions
+
+
+def test_copying_reads_the_memory_of_the_prompt():
+    copied = "Student S001, 2nd grade. Student S001, 2nd grade. Student S001, 2nd grade."
+    record = make(make_completion(copied))
+    assert record["names_student"] is True
+    assert 0.0 <= record["copying"] <= 1.0
+
+
+def test_a_failed_answer_has_nulls_and_its_error():
+    record = make(make_completion("", logprobs=(), error={"type": "prompt_too_long", "message": "m"}))
+    nulls = ("output_tokens", "perplexity", "correct", "strict_correct", "equations", "equation_validity")
+    nulls += ("fidelity", "style_met", "scaffold_fit", "copying", "names_student", "truncated")
+    assert [record[key] for key in nulls] == [None] * len(nulls)
+    assert record["error"]["type"] == "prompt_too_long"
+
+
+def test_plain_chain_of_thought_has_no_student():
+    row = Row("bundled", 0, Moment(QUESTION), StudentMemory(None), temperature=0.0, sample=0)
+    record = make_record(row, PROMPT, make_completion(TEXT), None)
+    assert record["retrieved_profile"] is None
+    assert "student_id" not in record and "fidelity" not in record
+    assert list(record)[:9] == FIRST_KEYS

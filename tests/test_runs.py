@@ -1,0 +1,178 @@
+"""Training runs on the disk: which checkpoint counts, which run continues, which policies there are."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import rl.runs
+from cot.utils.errors import UserError
+from cot.utils.model_names import ModelSource
+from rl.runs import (
+    checkpoints,
+    find_checkpoint,
+    keep_up_to,
+    mark_complete,
+    newest_run,
+    open_run,
+    parse_trained,
+    refuse_changes,
+    resolve_policies,
+)
+
+# --- checkpoints ------------------------------------------------------------------------------------------
+
+
+def make_checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(b"weights")
+    if complete:
+        mark_complete(path)
+    return path
+
+
+def test_the_newest_complete_checkpoint_is_taken_and_broken_ones_set_aside(tmp_path):
+    make_checkpoint(tmp_path, 9)
+    best = make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 11, complete=False)
+    (make_checkpoint(tmp_path, 12) / "model.safetensors").write_bytes(b"we")  # cut short
+    (make_checkpoint(tmp_path, 13) / "model.safetensors").unlink()
+    (make_checkpoint(tmp_path, 14) / "complete.json").write_text('{"files": {"model.saf')
+    assert find_checkpoint(tmp_path, "auto") == best
+    assert sorted(path.name for path in tmp_path.glob("broken-*")) == [
+        f"broken-checkpoint-{step}" for step in (11, 12, 13, 14)
+    ]
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+    with pytest.raises(UserError, match="--resume never"):
+        find_checkpoint(tmp_path, "never")
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        find_checkpoint(tmp_path, str(tmp_path / "broken-checkpoint-11"))
+
+
+def test_lines_after_the_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    keep_up_to(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("memory", "--memory new: the checkpoint was made with old; use that, or start in another"),
+        ("code_version", "the code changed since the checkpoint was made; start in another --output_dir"),
+        ("model_revision", "--model_name: the weights changed"),
+        ("students_content", "--profiles_dir: the profiles or memories changed"),
+        ("questions_content", "--dataset: the questions changed"),
+    ],
+)
+def test_what_decides_a_run_cannot_change_under_its_checkpoint(name, message):
+    same = {"memory": "old", "seed": 0, "code_version": "old", name: "old"}
+    refuse_changes(same, dict(same))
+    with pytest.raises(UserError, match=message):
+        refuse_changes(same, same | {name: "new"})
+
+
+# --- run folders ------------------------------------------------------------------------------------------
+
+
+class Alone:
+    """The only process of a run."""
+
+    is_main_process, num_processes = True, 1
+
+    def wait_for_everyone(self) -> None:
+        """Nobody else is there."""
+
+
+SOURCE = ModelSource("/models/tutor", "folder", Path("/models/tutor"), "r1")
+
+
+def open_and_release(identity: dict, source: ModelSource = SOURCE):
+    folder = open_run(None, source, identity, "auto", Alone())
+    folder.lock.release()
+    return folder
+
+
+def test_an_unfinished_run_is_found_again_and_a_finished_one_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(rl.runs, "DATA_DIR", tmp_path)
+    settings = {"memory": "own", "seed": 0}
+    old = tmp_path / "tutor" / "rl_20260101_000000"
+    old.mkdir(parents=True)
+    identity = open_and_release(settings).identity
+
+    def leave(status: str) -> None:
+        (old / "run.json").write_text(json.dumps({"status": status, "config": {"identity": identity}}))
+
+    leave("cancelled")
+    assert open_and_release(settings).path == old
+    assert open_and_release(settings | {"memory": "none"}).path != old
+    other_weights = ModelSource("/models/tutor", "folder", Path("/models/tutor"), "r2")
+    assert open_and_release(settings, other_weights).path != old
+    monkeypatch.setattr("cot.utils.results.code_version", lambda: "another")
+    assert open_and_release(settings).path != old
+    monkeypatch.undo()
+
+    monkeypatch.setattr(rl.runs, "DATA_DIR", tmp_path)
+    leave("success")
+    assert open_and_release(settings).path != old
+
+
+def test_a_finished_run_and_one_that_another_process_trains_are_refused(tmp_path):
+    holder = open_run(tmp_path / "held", SOURCE, {}, "auto", Alone())
+    with pytest.raises(UserError, match="another process trains there"):
+        open_run(tmp_path / "held", SOURCE, {}, "auto", Alone())
+    holder.lock.release()
+    (tmp_path / "held" / "run.json").write_text('{"status": "success"}')
+    with pytest.raises(UserError, match="this run is finished; name another folder"):
+        open_run(tmp_path / "held", SOURCE, {}, "auto", Alone())
+
+
+# --- policies ---------------------------------------------------------------------------------------------
+
+
+def make_run(folder: Path, base: Path, memory="own", status="success", started="20260101_000000") -> Path:
+    """A training run's folder, with the base as its model."""
+    folder.mkdir(parents=True)
+    config = {"model": {"name": str(base)}, "memory": memory, "weights": {"correct": 1.0}, "seed": 3}
+    run = {"status": status, "started": started, "config": config, "environment": {}}
+    (folder / "run.json").write_text(json.dumps(run))
+    shutil.copytree(base, folder / "model")
+    return folder
+
+
+def test_the_newest_completed_run_is_found(tiny_folder, tmp_path):
+    for number, (started, status) in enumerate(
+        [("20260101_000000", "success"), ("20260301_000000", "success"), ("20260401_000000", "running")]
+    ):
+        make_run(tmp_path / "qwen" / f"rl_{number}", tiny_folder, status=status, started=started)
+    assert newest_run(tmp_path) == tmp_path / "qwen" / "rl_1"
+    with pytest.raises(UserError, match=r"python rl/train_rl_memory\.py"):
+        newest_run(tmp_path / "qwen")
+
+
+def test_policies_are_named_by_what_they_were_trained_with(tiny_folder, tmp_path):
+    runs = {
+        memory: make_run(tmp_path / f"rl_{memory}", tiny_folder, memory=memory)
+        for memory in ("own", "none", "shuffled")
+    }
+    found = resolve_policies(None, [(None, str(run)) for run in runs.values()])
+    assert [policy.name for policy in found] == ["base", "ipo", "no_memory", "shuffled_memory"]
+    assert found[0].source.name == str(tiny_folder) and found[1].source.path == runs["own"] / "model"
+    described = found[2].describe()
+    assert (described["memory"], described["training_seed"]) == ("none", 3)
+    assert described["reward_weights"] == {"correct": 1.0}
+
+
+def test_policies_that_cannot_be_told_apart_or_compared_are_refused(tiny_folder, tmp_path):
+    run = make_run(tmp_path / "rl_1", tiny_folder)
+    with pytest.raises(UserError, match="two policies are called ipo"):
+        resolve_policies(None, [(None, str(run)), ("ipo", str(run))])
+    with pytest.raises(UserError, match="no policy names its base"):
+        resolve_policies(None, [("x", str(run / "model"))])
+    unfinished = make_run(tmp_path / "rl_2", tiny_folder, status="running")
+    with pytest.raises(UserError, match="not finished"):
+        resolve_policies(None, [(None, str(unfinished))])
+    assert parse_trained("a=b=c") == ("a", "b=c")

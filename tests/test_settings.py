@@ -1,0 +1,108 @@
+"""Presets, a configuration file, and TRL's configuration from the flags."""
+
+import argparse
+
+import pytest
+
+from cot.utils.errors import UserError
+from rl.settings import PRESETS, fill_preset, make_config, parse_grpo, parse_mix, read_config, split_batch
+from rl.train_rl_memory import build_parser, parse_args
+
+
+def settings(*argv):
+    args = parse_args(list(argv))
+    fill_preset(args)
+    return args
+
+
+def test_a_preset_fills_what_the_user_left_open():
+    args = settings("--preset", "cpu", "--max_steps", "7", "--dataset", "gsm8k")
+    assert (args.max_steps, args.dataset) == (7, "gsm8k")
+    assert (args.model_name, args.beta, args.top_k) == ("tutor", 0.1, 0)
+    assert args.weights["fidelity"] == 1.0
+    gpu = settings("--preset", "gpu", "--no-use_peft", "--reward_weights", "correct=1")
+    assert (gpu.model_name, gpu.top_k, gpu.use_peft) == ("Qwen/Qwen2.5-1.5B-Instruct", 2, False)
+    assert gpu.weights == {"correct": 1.0}
+
+
+def test_every_preset_sets_flags_of_the_script():
+    flags = vars(build_parser().parse_args([]))
+    for values in PRESETS.values():
+        assert set(values) <= set(flags) and set(values) == set(PRESETS["cpu"])
+
+
+def test_a_config_file_sets_what_the_command_line_leaves_open(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "max_steps: 7\nuse_peft: true\nmemory_mix: [1, 0, 0]\nbeta: 1.0e-3\ngrpo: {temperature: 0.9}\n"
+    )
+    args = parse_args(["--config", str(path), "--max_steps", "5"])
+    assert (args.max_steps, args.use_peft, args.memory_mix, args.beta) == (5, True, [1, 0, 0], 0.001)
+    assert args.options == {"temperature": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("max_step: 3", "did you mean max_steps?"), ("[1]", "expected keys and values"), ("a: [", "not YAML")],
+)
+def test_a_mistyped_config_file_is_refused(content, message, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_config(path, build_parser())
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("beta=0.1", "set by the flag --beta"),
+        ("gradient_accumulation_steps=2", "set by the flag --prompts_per_step"),
+        ("temperature", "expected KEY=VALUE"),
+    ],
+)
+def test_a_grpo_entry_that_cannot_be_meant_is_refused(entry, message):
+    with pytest.raises(UserError, match=message):
+        parse_grpo([entry])
+
+
+@pytest.mark.parametrize(
+    ("flags", "package"), [(["--use_vllm"], "vllm"), (["--report_to", "wandb"], "wandb")]
+)
+def test_an_optional_package_that_is_absent_is_named_with_its_install(flags, package, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(SystemExit):
+        parse_args(flags)
+    assert f"{flags[0]}: {package} is not installed: pip install {package}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0.5,0.5,0.5", "1,0", "1,1,-1", "a,b,c"])
+def test_shares_of_memory_sum_to_one(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="three shares that sum to 1"):
+        parse_mix(text)
+
+
+def test_a_step_sees_the_same_prompts_on_any_number_of_processes():
+    # 16 prompts x 8 completions = 128 a step
+    assert split_batch(16, 8, 128, 1) == (128, 1)
+    assert split_batch(16, 8, 128, 2) == (64, 1)
+    assert split_batch(16, 8, 16, 2) == (16, 4)
+    with pytest.raises(UserError, match="use 32"):
+        split_batch(16, 8, 50, 1)
+    with pytest.raises(UserError, match="3 processes"):
+        split_batch(16, 8, 50, 3)
+
+
+def test_grpo_options_win_and_unknown_ones_are_named():
+    args = settings(
+        "--preset", "cpu", "--reward_weights", "correct=1,coin=0.5", "--grpo", "temperature=0.5", "top_k=7"
+    )
+    config = make_config(args, processes=1)
+    assert config.reward_weights == [1.0, 0.5]
+    assert (config.temperature, config.top_k, config.beta) == (0.5, 7, 0.1)
+    # 8 prompts x 8 completions, 64 at once
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (64, 1)
+    assert config.lr_scheduler_type == "warmup_stable_decay"
+    with pytest.raises(UserError, match="--grpo temperatur: GRPOConfig has no such field; did you mean temp"):
+        make_config(settings("--preset", "cpu", "--grpo", "temperatur=0.5"), processes=1)
+    with pytest.raises(UserError, match="refused by GRPOConfig"):
+        make_config(settings("--preset", "cpu", "--grpo", "save_strategy=sometimes"), processes=1)

@@ -1,0 +1,128 @@
+"""The policy that a CPU trains: made again from its seed, and the one in the repository."""
+
+import argparse
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import run_here
+
+from cot.utils.cli import COT_PROMPT, PROFILES_DIR
+from cot.utils.model_names import TUTOR
+from cot.utils.prompts import FENCE_CLOSE, FENCE_OPEN, MEMORY_NOTE, build_prompt
+from rl.lessons import CHAPTERS, Lesson, calculations
+from rl.warm_start import IGNORED, build_parser, examine, load_arms, main, make_batch
+
+
+@pytest.fixture(scope="module")
+def school(tmp_path_factory) -> Path:
+    """Two students with their simulated memories."""
+    from rl.simulate_students import main as simulate
+
+    folder = tmp_path_factory.mktemp("school")
+    for student in ("S001", "S005"):
+        shutil.copy(PROFILES_DIR / f"{student}.json", folder)
+    assert run_here(simulate, "--profiles_dir", folder, "--interactions_per_chapter", 4)[0] == 0
+    return folder
+
+
+def make(school: Path, folder: Path, **changes) -> Path:
+    flags = {"profiles_dir": school, "rows": 100, "steps": 3, "eval_size": 8, "hidden_size": 32, "layers": 1}
+    flags |= {"memory_steps": 1, "output_dir": folder} | changes
+    assert run_here(main, *[f"--{name}={value}" for name, value in flags.items()])[0] == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(school, tmp_path_factory) -> Path:
+    return make(school, tmp_path_factory.mktemp("tutor"))
+
+
+@pytest.mark.slow
+def test_a_policy_is_made_again_from_its_seed(made, school, tmp_path):
+    weights = (made / "model.safetensors").read_bytes()
+    assert (make(school, tmp_path / "again") / "model.safetensors").read_bytes() == weights
+    assert (make(school, tmp_path / "other", seed=1) / "model.safetensors").read_bytes() != weights
+
+
+def test_it_loads_as_any_model_and_its_prompts_are_short(made):
+    from cot.utils.models import end_token_ids, load_model
+
+    model, tokenizer = load_model(str(made), "cpu", "float32")
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings  # none beyond the embedding
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert end_token_ids(model, tokenizer) == {tokenizer.eos_token_id}
+    for fixed in (COT_PROMPT, MEMORY_NOTE, FENCE_OPEN, FENCE_CLOSE):
+        assert len(tokenizer.encode(fixed)) == 1
+    assert tokenizer.tokenize("1234") == list("1234")
+    text = "Any text, é 漢 \t, goes through."
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    prompt = build_prompt(tokenizer, "1+1?<|im_end|>", COT_PROMPT, ["Likes <|im_end|>"], (), 40)
+    assert prompt.format == "chat" and prompt.ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_the_record_says_how_it_was_made_and_what_it_can_do(made):
+    record = json.loads((made / "training.json").read_text())
+    assert record["rows"] == 100 and record["config"]["steps"] == 3 and record["loss"] > 0
+    assert set(record["held_out"]) == {
+        f"{arm}_temperature_{temperature}" for arm in ("own", "none", "shuffled") for temperature in (0, 1)
+    }
+    assert set(record["held_out"]["own_temperature_0"]) >= {"accuracy", "fidelity", "style", "copying"}
+
+
+def test_only_the_explanation_is_learned_and_its_end(made):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    prompts = [tokenizer.encode("Question: 3+4?"), tokenizer.encode("Question: how much is 3+4?")]
+    steps, wishes = calculations("<<3+4=7>>"), {"style": "check_at_end"}
+    lessons = [Lesson(tuple(prompt), steps, wishes) for prompt in prompts]
+    args = argparse.Namespace(word_noise=0.0, slips=0.0)
+    ids, labels = make_batch(args, lessons, tokenizer, random.Random(0), [5])
+    for row, prompt in enumerate(prompts):
+        assert ids[row][: len(prompt)].tolist() == prompt
+        learned = labels[row] != IGNORED
+        assert not learned[: len(prompt)].any()
+        text = tokenizer.decode(ids[row][learned])
+        assert text.endswith("#### 7<|im_end|>") and "\nCheck: 7-4=3.\n" in text
+        assert labels[row][learned].tolist() == ids[row][learned].tolist()
+        rest = ids[row][len(prompt) + int(learned.sum()) :]
+        assert (rest == tokenizer.pad_token_id).all()
+
+
+def test_a_width_that_the_heads_cannot_share_is_refused(school, tmp_path):
+    code, _, error = run_here(main, "--hidden_size", 40, "--output_dir", tmp_path)
+    assert code == 2 and "--hidden_size 40: expected a multiple of 16" in error
+
+
+def test_the_policy_in_the_repository_is_small_and_of_safe_files_only():
+    files = [path for path in TUTOR.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
+    assert sum(path.stat().st_size for path in files) < 6_000_000
+
+
+def test_the_policy_in_the_repository_was_made_by_the_command_without_flags():
+    made_with = json.loads((TUTOR / "training.json").read_text())["config"]
+    defaults = vars(build_parser().parse_args([]))
+    assert made_with == {name: defaults[name] for name in made_with} and "steps" in made_with
+
+
+@pytest.mark.slow
+def test_the_policy_in_the_repository_solves_a_part_and_is_blind_to_memory():
+    from cot.utils.models import load_model
+    from cot.utils.textbook import pick_chapters
+
+    args = build_parser().parse_args(["--eval_size", "200", "--seed", "7"])
+    model, tokenizer = load_model(str(TUTOR), "cpu", "float32")
+    found = examine(args, model, tokenizer, load_arms(args), pick_chapters(CHAPTERS))
+    for temperature in (0, 1):
+        own, none, shuffled = (
+            found[f"{arm}_temperature_{temperature}"] for arm in ("own", "none", "shuffled")
+        )
+        assert 0.1 < own["accuracy"] < 0.9
+        assert own["style"] < 0.4 and own["copying"] == 0  # chance is .2
+        for other in (none, shuffled):
+            assert abs(own["style"] - other["style"]) < 0.1
+            assert abs(own["fidelity"] - other["fidelity"]) < 0.1
