@@ -119,7 +119,12 @@ def follow_students(args: argparse.Namespace, profiles: dict) -> tuple[list, dic
 
         chapters = pick_chapters(args.chapters)
         moments, histories = walk_textbook(
-            profiles, chapters, args.exercises_per_chapter, args.practice, args.seed
+            profiles,
+            chapters,
+            exercises_per_chapter=args.exercises_per_chapter,
+            practice=args.practice,
+            seed=args.seed,
+            half_life_days=args.memory_half_life,
         )
         if not moments:
             raise UserError(

@@ -155,6 +155,7 @@ def walk_textbook(
     exercises_per_chapter: int,
     practice: int,
     seed: int,
+    half_life_days: float | None = None,
 ) -> tuple[list[Moment], dict[str, list[Interaction]]]:
     """Each student's way through the chapters up to the grade above the own one.
 
@@ -166,6 +167,7 @@ def walk_textbook(
         exercises_per_chapter: evaluated ones, of the test split.
         practice: train exercises that a student works on before each evaluated one.
         seed: of exercises and students.
+        half_life_days: of forgetting; None for no forgetting.
 
     Returns:
         The moments of the evaluated exercises, and what each student did: train exercises only.
@@ -191,7 +193,7 @@ def walk_textbook(
                         student_id=name,
                         number=number,
                         as_of=as_of,
-                        mastery=mastery_by_skill(history, as_of=as_of),
+                        mastery=mastery_by_skill(history, half_life_days=half_life_days, as_of=as_of),
                     )
                 )
                 history.append(student.answer(_draw_practice(chapter, rng, exercise.skill)))
