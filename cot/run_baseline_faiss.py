@@ -68,21 +68,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def place_students(args: argparse.Namespace, questions, arms, embedder) -> list[tuple]:
-    """Who is asked what: (index of the question, moment), every named student, or the nearest one."""
+    """Who is asked what: (index of the question, moment), for every named student, or the nearest one."""
     from cot.utils.retrieval import nearest_profiles
     from cot.utils.students import pick_students
 
-    if args.students != NEAREST:
-        students = pick_students(args.students, arms.profiles)
-        return [
-            (index, arms.moment(student, question, as_of=args.as_of, number=index))
-            for index, question in enumerate(questions)
-            for student in students
-        ]
-    found = nearest_profiles(arms.profiles, [question.question for question in questions], embedder)
+    if args.students == NEAREST:
+        found = nearest_profiles(arms.profiles, [question.question for question in questions], embedder)
+    else:
+        named = [(student, None) for student in pick_students(args.students, arms.profiles)]
+        found = [named] * len(questions)
     return [
         (index, arms.moment(student, question, as_of=args.as_of, number=index, retrieval_score=score))
-        for index, (question, [(student, score)]) in enumerate(zip(questions, found, strict=True))
+        for index, (question, placed) in enumerate(zip(questions, found, strict=True))
+        for student, score in placed
     ]
 
 
