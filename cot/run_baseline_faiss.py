@@ -75,7 +75,7 @@ def place_students(args: argparse.Namespace, questions, arms, embedder) -> list[
     if args.students == NEAREST:
         found = nearest_profiles(arms.profiles, [question.question for question in questions], embedder)
     else:
-        named = [(student, None) for student in pick_students(args.students, arms.profiles)]
+        named: list = [(student, None) for student in pick_students(args.students, arms.profiles)]
         found = [named] * len(questions)
     return [
         (index, arms.moment(student, question, as_of=args.as_of, number=index, retrieval_score=score))
