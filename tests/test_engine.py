@@ -70,6 +70,17 @@ def test_greedy_rows_of_a_padded_batch_equal_generate_on_single_prompts(fixture,
     assert len({completion.token_ids for completion in completions}) > 1
 
 
+def test_whoever_watches_hears_of_every_step_and_of_the_rows_that_go_on(tiny_llama):
+    model, tokenizer = tiny_llama
+    requests, heard = make_requests(tokenizer, temperatures=(0.0,)), []
+    engine = TransformersEngine(model, tokenizer, max_new_tokens=5, batch_size=8)
+    batches = list(engine.generate(requests, watch=lambda tokens, rows: heard.append((tokens, rows))))
+    lengths = [len(completion.token_ids) for batch in batches for _, completion in batch]
+    assert len(batches) == 1
+    assert [tokens for tokens, _ in heard] == list(range(1, max(lengths) + 1))
+    assert heard[0][1] == sum(length > 1 for length in lengths)
+
+
 @pytest.mark.parametrize(("window", "seed"), [(4, 5), (16, 4)])
 def test_sliding_window_layers_follow_their_rows_when_rows_leave(tiny_qwen2, window, seed):
     """One plain and one sliding layer; texts end at different steps; two rows for each prompt."""

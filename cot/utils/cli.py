@@ -5,7 +5,6 @@ import math
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,6 @@ COT_PROMPT = (
     "Solve the problem step by step, one short step on each line. "
     "Then write the final answer alone on the last line as '#### ' and the number."
 )
-LINE_EVERY_S = 15.0  # of progress, where there is no terminal
 
 
 class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -266,46 +264,6 @@ def writable_dir(path: Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {path}: not writable; name a folder you may write to")
     return path
-
-
-class Progress:
-    """Progress with rate and ETA on standard error: a bar on a terminal, now and then a line in a log.
-
-    Args:
-        total: rows of the whole run.
-        done: rows that an earlier attempt has finished; they count, but not towards the rate.
-    """
-
-    def __init__(self, total: int, done: int) -> None:
-        from tqdm import tqdm
-
-        self._terminal = sys.stderr.isatty()
-        self._start = self._last_line = time.monotonic()
-        self._bar = tqdm(
-            total=total, initial=done, unit="row", disable=not self._terminal, dynamic_ncols=True
-        )
-        self._total, self._first, self._done = total, done, done
-
-    def update(self, rows: int, note: str) -> None:
-        """Adds finished rows; `note` is what the user wants to see beside them."""
-        self._done += rows
-        if self._terminal:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(rows)
-            return
-
-        now = time.monotonic()
-        if now - self._last_line < LINE_EVERY_S and self._done < self._total:
-            return
-        self._last_line = now
-        rate = (self._done - self._first) / max(now - self._start, 1e-9)
-        eta = self._bar.format_interval((self._total - self._done) / rate)
-        line = f"{self._done}/{self._total} rows, {rate:.2f} rows/s, {note}, ETA {eta}"
-        print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Ends the bar."""
-        self._bar.close()
 
 
 class Outcome:

@@ -12,7 +12,7 @@ whatever it writes. Under one fixed model it does.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -89,11 +89,16 @@ class TransformersEngine:
         self.context_length = context_length(model)
         use_grouped_attention(model)
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, Completion]]]:
+    def generate(
+        self, requests: Sequence[Request], watch: Callable[[int, int], None] | None = None
+    ) -> Iterator[list[tuple[int, Completion]]]:
         """Yields after each batch its pairs of (index in `requests`, completion); each index exactly once.
 
         Prompts that do not fit the context come first, as errors. The rest goes from the longest prompt to
         the shortest: memory runs out at once or not at all, and rows of like length share a batch.
+
+        Args:
+            watch: told after each step of a batch how many tokens it has and how many rows go on.
         """
         errors = {i: error for i, request in enumerate(requests) if (error := self._refuse(request))}
         if errors:
@@ -104,7 +109,7 @@ class TransformersEngine:
         while queue:
             batch = self._take_batch(queue, requests)
             try:
-                completions = self._decode_batch([requests[i] for i in batch])
+                completions = self._decode_batch([requests[i] for i in batch], watch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -139,7 +144,9 @@ class TransformersEngine:
             end -= 1
         return queue[: end or rows]
 
-    def _decode_batch(self, requests: list[Request]) -> list[Completion]:
+    def _decode_batch(
+        self, requests: list[Request], watch: Callable[[int, int], None] | None
+    ) -> list[Completion]:
         """Decodes all rows together, until each has ended or is as long as it may be."""
         rows = [_Row(request, _make_generator(request, self.model.device)) for request in requests]
         active = list(rows)
@@ -149,6 +156,8 @@ class TransformersEngine:
             for step in range(1, self.max_new_tokens + 1):
                 tokens = self._choose(logits, active)  # (B,)
                 keep = [i for i, row in enumerate(active) if row.status == "running"]
+                if watch:
+                    watch(step, len(keep))
                 if step == self.max_new_tokens or not keep:
                     break
 

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cot.utils.cli import Progress, flags_of, this_command
+from cot.utils.cli import flags_of, this_command
 from cot.utils.errors import EXIT_OK, EXIT_SAMPLES, EXIT_UNEXPECTED, Interrupted, UserError
 from cot.utils.files import Journal, dumps, open_journal, timestamp, unfinished_headers, write_json
 from cot.utils.memory_arms import Moment, PromptShape, StudentMemory, make_prompt
 from cot.utils.model_names import ModelSource
+from cot.utils.progress import Progress
 from cot.utils.prompts import Prompt
 from cot.utils.records import make_record
 from cot.utils.results import SCHEMA_VERSION, code_version, document, environment
@@ -179,13 +180,14 @@ class Run:
                 f"continuing {self._journal.path}: {len(missing)} of {len(self.rows)} rows left", flush=True
             )
         self._write("running")
-        progress = Progress(total=len(self.rows), done=len(self.rows) - len(missing))
+        done = len(self.rows) - len(missing)
+        progress = Progress(len(self.rows), done, self.args.max_new_tokens)
         for policy in dict.fromkeys(row.policy for row in missing):
             asked = [row for row in missing if row.policy == policy]
             engine, prompts = self.load(policy)
             requests = _requests(asked, [prompts[row.cell] for row in asked], self.args.seed)
             start = time.monotonic()
-            for batch in engine.generate(requests):
+            for batch in engine.generate(requests, watch=progress.step):
                 self._keep(asked, prompts, batch, time.monotonic() - start)
                 progress.update(len(batch), self._note(policy))
                 start = time.monotonic()

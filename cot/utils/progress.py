@@ -1,0 +1,75 @@
+"""Where a run stands, for the person at the terminal and for a log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 15.0  # where there is no terminal
+STEP_EVERY_S = 0.5  # of a batch in flight, on a terminal
+
+
+class Progress:
+    """Progress with rate and ETA on standard error: a bar on a terminal, now and then a line in a log.
+
+    Args:
+        total: rows of the whole run.
+        done: rows that an earlier attempt has finished; they count, but not towards the rate.
+        max_new_tokens: at which a batch ends at the latest.
+    """
+
+    def __init__(self, total: int, done: int, max_new_tokens: int) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm(
+            total=total, initial=done, unit="row", disable=not self._terminal, dynamic_ncols=True
+        )
+        self._total, self._first, self._done = total, done, done
+        self._max_new_tokens, self._note = max_new_tokens, ""
+        self._batch_start, self._batch_tokens = self._start, 0
+
+    def step(self, tokens: int, rows: int) -> None:
+        """Says now and then where the batch in flight stands.
+
+        Args:
+            tokens: that a row of it has by now.
+            rows: of it that go on.
+        """
+        now = time.monotonic()
+        if tokens == 1:
+            self._batch_start, self._batch_tokens = now, 0
+        self._batch_tokens += rows
+        if now - self._last_line < (STEP_EVERY_S if self._terminal else LINE_EVERY_S):
+            return
+        self._last_line = now
+
+        elapsed_s = max(now - self._batch_start, 1e-9)
+        left_s = elapsed_s / tokens * (self._max_new_tokens - tokens)
+        rate = self._batch_tokens / elapsed_s
+        text = f"batch: token {tokens} of at most {self._max_new_tokens}, {rate:.0f} tokens/s,"
+        text += f" at most {self._bar.format_interval(left_s)} left"
+        if self._terminal:
+            self._bar.set_postfix_str(", ".join(filter(None, (self._note, text))))
+        else:
+            print(f"{self._done}/{self._total} rows, {text}", file=sys.stderr, flush=True)
+
+    def update(self, rows: int, note: str) -> None:
+        """Adds finished rows; `note` is what the user wants to see beside them."""
+        self._done, self._note = self._done + rows, note
+        if self._terminal:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(rows)
+            return
+
+        now = time.monotonic()
+        if now - self._last_line < LINE_EVERY_S and self._done < self._total:
+            return
+        self._last_line = now
+        rate = (self._done - self._first) / max(now - self._start, 1e-9)
+        eta = self._bar.format_interval((self._total - self._done) / rate)
+        line = f"{self._done}/{self._total} rows, {rate:.2f} rows/s, {note}, ETA {eta}"
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
