@@ -181,6 +181,7 @@ def planted_record(
         "correct": correct,
         "strict_correct": correct,
         "flexible_correct": True,
+        "answer_mark": "hash",
         "truncated": False,
         "output_tokens": 10,
         "perplexity": 2.0,

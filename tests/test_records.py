@@ -63,6 +63,7 @@ def test_a_record_begins_with_the_nine_keys_and_says_who_was_asked_what():
 def test_a_record_scores_the_text():
     record = make(make_completion(TEXT, logprobs=(-0.5, -1.5)))
     assert (record["predicted_answer"], record["correct"], record["unparsed_reason"]) == ("8", True, None)
+    assert record["answer_mark"] == "hash"
     assert (record["output_tokens"], record["mean_nll"]) == (2, 1.0)
     assert record["perplexity"] == round(math.e, 6)
     assert (record["equations"], record["distinct_valid_equations"]) == (2, 2)

@@ -125,9 +125,7 @@ def test_fit_alone_is_worth_nothing():
     assert score("memory_margin", right, fit_to="S2", other_students=["S1"]) == -1
 
 
-@pytest.mark.parametrize(
-    "text", ["14+23=37\n#### 37\n#### 38", "#### 38\n14+23=37\n#### 37", "#### 37 or 38", "37", "", "####"]
-)
+@pytest.mark.parametrize("text", ["14+23=37\n#### 37\n#### 38", "#### 37 or 38", "37", "", "####"])
 def test_two_final_answers_or_none_are_no_right_answer_in_form(text):
     assert score("format", text) == 0
     if "38" in text:

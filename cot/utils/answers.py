@@ -1,8 +1,8 @@
-"""Read the number that a text answers with, and score it against a gold solution in three ways.
+"""Score the number that a text answers with against a gold solution, in three ways.
 
 strict, flexible  the two filters of lm-evaluation-harness's `gsm8k` task, version 3, so that numbers compare
-canonical         the last `####`, else the last `\\boxed{...}`, else the last "answer is ...", else the last
-                  number of the text (`final_answer`), compared exactly as a fraction
+canonical         the last marked answer of the text, else the number that it concludes with (`marks`),
+                  compared exactly as a fraction (`numerals`); of a thinking model, what follows its reasoning
 
 A text without an answer is data: `predicted` is None and `reason` says why. A gold solution without an
 answer is a fault of the data set and raises `GoldError`; call `gold_answer` first to leave it out.
@@ -12,68 +12,15 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
-from typing import Literal, NamedTuple
 
-Reason = Literal[
-    "empty",  # nothing but white space
-    "no_number",
-    "conflicting_answers",  # two `####` lines that differ, or "18 or 20" as one answer
-    "expression",  # "18 - 3" where a number should stand
-    "malformed_number",  # 1.234.567
-    "division_by_zero",
-    "number_too_long",
-]
+from cot.utils.marks import Answer, Mark, first_turn, read_bold, read_conclusion, read_marks, standing_text
+from cot.utils.numerals import NUMBER_PATTERN, Reason, plain_text, read_number
 
 INVALID = "[invalid]"
-MAX_ANSWER_CHARS = 400
-MAX_DIGITS = 100  # longer digit strings are noise, and Python refuses to convert them from 4,300 on
-MAX_EXPONENT = 99
-
-_RUN = r"\.?[0-9]++(?:[.,]++[0-9]++)*+"
-NUMBER_PATTERN = (
-    rf"(?:(?P<minus>-)\s?)?(?:[$€£¥₹]\s?(?P<inner_minus>-)?)?(?P<run>{_RUN})(?:[eE](?P<exponent>[-+]?[0-9]{{1,4}}))?"
-    rf"(?:\s{{1,2}}(?P<part>[0-9]{{1,6}})/(?P<parts>[0-9]{{1,6}})|\s{{0,2}}/\s{{0,2}}(?P<divisor>{_RUN}))?"
-)
-_WELL_FORMED = re.compile(
-    r"(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3})?(?:\.[0-9]+)?"
-)
-_LATEX = (
-    (re.compile(r"\\[dt]?frac\s{0,2}\{([^{}]{1,60})\}\s{0,2}\{([^{}]{1,60})\}"), r" \1/\2"),
-    (re.compile(r"\\(?:text|mathrm|mathbf|textbf)\b|\\[!,](?=[\d\s\\])"), ""),
-    (re.compile(r"\{,\}|(?<=[0-9])[\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))"), ","),
-    (re.compile(r"\\(?:times|cdot)\b"), "×"),
-    (re.compile(r"\\div\b"), "÷"),
-    (re.compile(r"\\(?=[$%])"), ""),
-)
-_PLAIN_CHARACTERS = str.maketrans(
-    {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width forms
-    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63", "-")
-    | {"⁄": "/", "½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
-)
-
 _HARNESS_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _HARNESS_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-
 _NUMBER = re.compile(NUMBER_PATTERN)
-_WRAPPING = r"[\s*_`\\(\[{<:=~≈\"']"
-_LEADING_NUMBER = re.compile(rf"{_WRAPPING}{{0,40}}(?:[A-Za-z]\s?=\s?)?{_WRAPPING}{{0,10}}{NUMBER_PATTERN}")
-_OPERATION = re.compile(r"\s{0,3}(?:[-+*/×÷^=]{1,2}|x(?=[\s\d$(])|%\s?of)\s{0,3}[$(]?\s?-?\.?[0-9]")
-_SECOND_ANSWER = re.compile(
-    r"[*_`\s%)\]}]{0,4}(?:,|;|&|(?:[A-Za-z]{1,15}\s)?\bor\b|\band\b|\bto\b)\s{1,3}[*_$]{0,3}-?[0-9]"
-)
-_HASHES = re.compile(rf"#{{4,}}[^\S\n]*+\n?([^\n#]{{0,{MAX_ANSWER_CHARS}}})")
-_BOXED = re.compile(rf"\\f?boxed\s{{0,2}}\{{([^\n}}]{{0,{MAX_ANSWER_CHARS}}})")
-_PHRASE = re.compile(r"answer\s{1,2}is\b|final\s{1,2}answer\b(?!\s{1,2}is)", re.IGNORECASE)
-
-
-class Number(NamedTuple):
-    """A number as read: its exact value and plain text, or the reason why it has none."""
-
-    value: Fraction | None
-    text: str | None
-    reason: Reason | None
 
 
 class GoldError(ValueError):
@@ -88,35 +35,40 @@ class Score:
         predicted: the canonical answer as "18", "-3", "3/4" or "0.5", None where nothing parses.
         correct: whether it equals the gold answer exactly (18 = 18.00, 0.75 = 3/4).
         reason: why `predicted` is None, else None.
+        answer_mark: the mark that decided, None where neither a mark nor a number did.
         strict_correct, flexible_correct: the harness's `exact_match` for that filter.
     """
 
     predicted: str | None
     correct: bool
     reason: Reason | None
+    answer_mark: Mark | None
     strict_correct: bool
     flexible_correct: bool
 
 
-def score_answer(text: str, gold: str) -> Score:
-    """Score a generated text.
+def score_answer(text: str, gold: str, truncated: bool = False) -> Score:
+    """Score a generated text; of a thinking model's, what follows its reasoning.
 
     The harness stops generating at "Question:"; a caller that compares numbers with it must cut there too.
 
     Args:
         text: what the model wrote, without the prompt.
         gold: a GSM8K solution that ends in `#### N`, or a bare number.
+        truncated: whether the budget of tokens ended the text.
 
     Raises:
         GoldError: the gold solution holds no number where its answer should stand.
 
     Source: lm-evaluation-harness, tasks/gsm8k/gsm8k.yaml (version 3.0), for strict and flexible.
 
-    >>> score_answer("She makes 9*2=18 dollars.\\n#### $18.00", "#### 18")
-    Score(predicted='18', correct=True, reason=None, strict_correct=False, flexible_correct=False)
+    >>> score = score_answer("She makes 9*2=18 dollars.\\n#### $18.00", "#### 18")
+    >>> score.predicted, score.correct, score.answer_mark, score.strict_correct
+    ('18', True, 'hash', False)
     """
     gold_value = gold_answer(gold)
-    answer = final_answer(text)
+    answer = final_answer(text, truncated)
+    _, text, _ = split_thinking(text)
 
     # What the harness's two filters extract: the first `#### `, and the last number.
     strict_match = _HARNESS_STRICT.search(text)
@@ -130,46 +82,50 @@ def score_answer(text: str, gold: str) -> Score:
         predicted=answer.text,
         correct=answer.value is not None and answer.value == gold_value,
         reason=answer.reason,
+        answer_mark=answer.mark,
         strict_correct=_harness_normalised(strict) == reference,
         flexible_correct=_harness_normalised(flexible) == reference,
     )
 
 
-def final_answer(text: str) -> Number:
-    """The number that a text answers with, or the reason why there is none.
+def final_answer(text: str, truncated: bool = False) -> Answer:
+    """The number that a text answers with, or the reason why there is none; and by which mark.
 
-    The last `####` counts, else the last `\\boxed{...}`, else the last "answer is ...", else the last number
-    of the text. Two `####` that differ are no answer.
+    A text that was cut off before any mark has no answer: its last number is a step's.
 
-    >>> final_answer("She has 3 + 4 = 7 eggs.\\n#### 7 eggs\\nBuy 2 more!").text
-    '7'
+    >>> final_answer("#### 1. Add\\n3 + 4 = 7 eggs\\nThe answer is 7 eggs.\\nThat took 2 minutes.")[1:]
+    ('7', None, 'phrase')
     """
+    _, text, is_cut_off = split_thinking(text)
+    if is_cut_off:
+        return Answer(None, None, "thinking_cut_off", None)
     text = plain_text(text)
-    if not text.strip():
-        return Number(None, None, "empty")
+    first = first_turn(text)
+    if not first.strip():
+        return Answer(None, None, "empty", None)
 
-    segments = dict.fromkeys(reversed(_HASHES.findall(text)))
-    answers = [answer for segment in segments if (answer := _read_answer(segment))]
-    hedged = any(answer.reason == "conflicting_answers" for answer in answers)
-    if hedged or len({answer.value for answer in answers} - {None}) > 1:
-        return Number(None, None, "conflicting_answers")
-    if answers:
-        return answers[0]
+    standing = standing_text(first)
+    if marked := read_marks(standing):
+        return marked
+    if truncated and first == text:
+        return Answer(None, None, "cut_off", None)
+    return read_bold(standing) or read_conclusion(standing)
 
-    for segment in reversed(_BOXED.findall(text)):
-        if answer := _read_answer(segment):
-            return answer
 
-    for match in reversed(list(_PHRASE.finditer(text))):
-        if answer := _read_answer(text[match.end() : match.end() + MAX_ANSWER_CHARS].partition("\n")[0]):
-            return answer
+def split_thinking(text: str, end: str = "</think>") -> tuple[str, str, bool]:
+    """The reasoning and the answer of a thinking model's text, and whether it was cut off while it thought.
 
-    last = None
-    for match in _NUMBER.finditer(text):
-        last = match
-    if last is None:
-        return Number(None, None, "no_number")
-    return read_number(last, signed=not _is_subtraction(text, last.start()))
+    A text without either mark of a reasoning block is all answer.
+
+    >>> split_thinking("<think>6 * 3 = 18</think>\\n\\n18 eggs")
+    ('6 * 3 = 18', '18 eggs', False)
+    """
+    begin = end.replace("/", "", 1)
+    thinking, found, answer = text.rpartition(end)
+    if found:
+        return thinking.replace(begin, "", 1).strip(), answer.strip(), False
+    before, found, thinking = text.partition(begin)
+    return (thinking.strip(), before.strip(), True) if found and begin != end else ("", text, False)
 
 
 def gold_answer(gold: str) -> Fraction:
@@ -187,42 +143,6 @@ def gold_answer(gold: str) -> Fraction:
     if value is None:
         raise GoldError(f"gold answer is not a number: {answer[:60]!r}")
     return value
-
-
-def plain_text(text: str) -> str:
-    r"""The text with one spelling for minus signs, full-width forms, simple fractions and LaTeX numbers.
-
-    >>> plain_text(r"−\frac{3}{4} of \$1{,}234")
-    '- 3/4 of $1,234'
-    """
-    text = text.translate(_PLAIN_CHARACTERS)
-    for pattern, replacement in _LATEX:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def read_number(match: re.Match[str], *, signed: bool = True) -> Number:
-    """The number in a match of `NUMBER_PATTERN`; without `signed`, a minus before it is ignored.
-
-    The text is an integer, a decimal without trailing zeros, or a fraction in lowest terms where the match
-    is one ("3/4").
-    """
-    run, divisor, exponent = match["run"], match["divisor"] or match["parts"], int(match["exponent"] or 0)
-    if max(len(run), len(divisor or "")) > MAX_DIGITS or abs(exponent) > MAX_EXPONENT:
-        return Number(None, None, "number_too_long")
-    if not _WELL_FORMED.fullmatch(run) or (divisor and not _WELL_FORMED.fullmatch(divisor)):
-        return Number(None, None, "malformed_number")
-    decimal = Decimal(f"{run.replace(',', '')}e{exponent}")
-    value = Fraction(decimal)
-    if divisor:
-        denominator = Fraction(divisor.replace(",", ""))
-        if denominator == 0:
-            return Number(None, None, "division_by_zero")
-        value = value + Fraction(match["part"]) / denominator if match["part"] else value / denominator
-    text = str(value) if divisor or value.denominator == 1 else f"{decimal:f}".rstrip("0")
-    if signed and value and (match["minus"] or match["inner_minus"]):
-        return Number(-value, f"-{text}", None)
-    return Number(value, text, None)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -260,25 +180,3 @@ def _harness_normalised(answer: str) -> str:
     # `(?s).*#### ` written as rpartition: the same result, without a quadratic search.
     answer = answer.replace(",", "").replace("$", "").rpartition("#### ")[2]
     return re.sub(r"\.$", "", answer).lower()
-
-
-def _read_answer(segment: str) -> Number | None:
-    """The number that a marked answer starts with; None where words come first (a `#### Step 1` heading)."""
-    match = _LEADING_NUMBER.match(segment)
-    if match is None:
-        return None
-    while _OPERATION.match(segment, match.end()):
-        # "#### 9 * 2 = 18" answers 18; "#### 9 * 2" does not answer
-        segment = segment[match.end() :].partition("=")[2]
-        match = _LEADING_NUMBER.match(segment)
-        if match is None:
-            return Number(None, None, "expression")
-    if _SECOND_ANSWER.match(segment, match.end()):
-        return Number(None, None, "conflicting_answers")
-    return read_number(match)
-
-
-def _is_subtraction(text: str, start: int) -> bool:
-    before = text[max(0, start - 20) : start]
-    spaced = text[start + 1 : start + 2].isspace()  # "eggs - 3"
-    return spaced or before[-1:].isalnum() or before.rstrip()[-1:].isdigit() or before.rstrip().endswith(")")

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from simpleeval import InvalidExpression, SimpleEval
 
-from cot.utils.answers import plain_text
+from cot.utils.numerals import plain_text
 
 # Bounds that keep every search and every evaluation small, whatever a model writes.
 MAX_CHARS = 20_000

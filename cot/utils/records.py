@@ -135,14 +135,15 @@ def rounded(value: object) -> object:
 def _score(completion, gold_solution: str) -> dict:
     """The three scorers' verdicts; null where no text was generated."""
     if completion.error is not None:
-        names = ("predicted_answer", "correct", "strict_correct", "flexible_correct", "unparsed_reason")
-        return dict.fromkeys(names)
-    score = score_answer(completion.text, gold_solution)
+        names = ("predicted_answer", "correct", "strict_correct", "flexible_correct")
+        return dict.fromkeys((*names, "answer_mark", "unparsed_reason"))
+    score = score_answer(completion.text, gold_solution, completion.truncated)
     return {
         "predicted_answer": score.predicted,
         "correct": score.correct,
         "strict_correct": score.strict_correct,
         "flexible_correct": score.flexible_correct,
+        "answer_mark": score.answer_mark,
         "unparsed_reason": score.reason,
     }
 

@@ -102,8 +102,10 @@ def describe(records: Records) -> dict:
         "errors": len(records) - len(valid),
         "truncated": sum(record["truncated"] for record in valid),
         "unparsed": sum(record["predicted_answer"] is None for record in valid),
+        "unmarked": sum(record["answer_mark"] in ("last_number", None) for record in valid),
         "empty": sum(not record["generated_text"].strip() for record in valid),
         "accuracy": {name: _accuracy(valid, key) for name, key in SCORERS.items()},
+        "accuracy_finished": _accuracy([r for r in valid if not r["truncated"]], "correct"),
     }
     if any(record["sample"] > 0 for record in records):
         summary["repeats"] = _describe_repeats(valid)
