@@ -5,7 +5,7 @@ from conftest import planted_record
 
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.students import load_profiles
-from cot.utils.summary import describe_arm, describe_policies, leak_rate, summarize
+from cot.utils.summary import describe_arm, describe_policies, leak_rate, look_at, summarize
 
 FAILED = {"error": {"type": "x", "message": "y"}, "correct": None, "truncated": None}
 
@@ -97,3 +97,17 @@ def test_a_leak_would_be_seen():
     rows = [planted_record("q0", "S001", "own", retrieved_memories=[mine, mine | {"student_id": "S002"}])]
     assert leak_rate(rows) == 0.5
     assert leak_rate([planted_record("q0", "S001", "own")]) is None
+
+
+def test_the_end_of_a_run_says_what_to_look_at():
+    rows = [planted_record(f"q{number}", correct=number < 3) for number in range(10)]
+    assert look_at(rows, 256) == ["accuracy 30.0% [10.8%, 60.3%] of 10; cut off 0, unmarked 0, failed 0"]
+    cut = [row | {"truncated": True, "answer_mark": None, "correct": False} for row in rows[:3]]
+    first, second = look_at(cut + rows[3:], 256)
+    assert first.endswith("of 10; cut off 3, unmarked 3, failed 0")
+    assert second == "3 of 10 answers were cut off at 256 tokens: try --max_new_tokens 512"
+    unmarked = [row | {"answer_mark": "last_number"} for row in rows]
+    assert look_at(unmarked, 256)[1] == "10 answers bear no mark: try another --cot_prompt (cot/README.md)"
+    assert look_at([planted_record("q0", **FAILED)], 256) == [
+        "accuracy – of 0; cut off 0, unmarked 0, failed 1"
+    ]

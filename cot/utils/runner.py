@@ -26,6 +26,7 @@ from cot.utils.prompts import Prompt
 from cot.utils.records import make_record
 from cot.utils.results import SCHEMA_VERSION, code_version, document, environment
 from cot.utils.students import Profile
+from cot.utils.summary import look_at
 
 if TYPE_CHECKING:
     from cot.utils.engine import TransformersEngine
@@ -250,6 +251,7 @@ class Run:
         if failed > self.args.fail_on_error * len(records):
             status, self.exit_code = "error", EXIT_SAMPLES
             print(f"error: {failed} of {len(records)} answers failed; see `error` in them", file=sys.stderr)
+        print("\n".join(look_at(records, self.args.max_new_tokens)), flush=True)
         return self._write(status, summarize, metrics_start=start)
 
     def _identify(self) -> dict[str, str]:

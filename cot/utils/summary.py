@@ -38,6 +38,8 @@ METRICS = (
 )
 BRIEF = {"accuracy": "correct", "fidelity": "fidelity", "scaffold_fit": "scaffold_fit"}  # of a part's records
 MAX_COPYING = 0.2  # share of a text's 8-grams from the memory, above which it counts as copied
+MANY_CUT = 0.2  # share of answers, above which being cut off, or unmarked, is worth a line
+UNMARKED = ("last_number", None)  # marks of an answer that are none
 MAX_SHARE = 0.05  # of texts that copy, or name the student or grade, above which an alarm is raised
 
 Records = Sequence[dict]
@@ -102,7 +104,7 @@ def describe(records: Records) -> dict:
         "errors": len(records) - len(valid),
         "truncated": sum(record["truncated"] for record in valid),
         "unparsed": sum(record["predicted_answer"] is None for record in valid),
-        "unmarked": sum(record["answer_mark"] in ("last_number", None) for record in valid),
+        "unmarked": sum(record["answer_mark"] in UNMARKED for record in valid),
         "empty": sum(not record["generated_text"].strip() for record in valid),
         "accuracy": {name: _accuracy(valid, key) for name, key in SCORERS.items()},
         "accuracy_finished": _accuracy([r for r in valid if not r["truncated"]], "correct"),
@@ -118,6 +120,30 @@ def describe(records: Records) -> dict:
     summary["token_weighted_nll"] = nll / tokens if tokens else None
     summary["output_tokens_total"] = tokens
     return summary
+
+
+def look_at(records: Records, max_new_tokens: int) -> list[str]:
+    """What the person at the terminal should look at when a run has ended, a line each.
+
+    Args:
+        max_new_tokens: at which an answer was cut off.
+    """
+    valid = usable(records)
+    accuracy = _accuracy(valid, "correct")
+    share = "–" if accuracy["mean"] is None else f"{accuracy['mean']:.1%}"
+    if accuracy["low"] is not None:
+        share += f" [{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
+    cut = sum(record["truncated"] for record in valid)
+    unmarked = sum(record["answer_mark"] in UNMARKED for record in valid)
+    failed = len(records) - len(valid)
+    lines = [f"accuracy {share} of {len(valid)}; cut off {cut}, unmarked {unmarked}, failed {failed}"]
+
+    if valid and cut / len(valid) > MANY_CUT:
+        advice = f"try --max_new_tokens {2 * max_new_tokens}"
+        lines.append(f"{cut} of {len(valid)} answers were cut off at {max_new_tokens} tokens: {advice}")
+    if valid and unmarked - cut > MANY_CUT * len(valid):
+        lines.append(f"{unmarked} answers bear no mark: try another --cot_prompt (cot/README.md)")
+    return lines
 
 
 def leak_rate(records: Records) -> float | None:
