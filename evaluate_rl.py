@@ -107,7 +107,7 @@ def choose_profiles(args: argparse.Namespace) -> dict:
     return {name: profiles[name] for name in names}
 
 
-def follow_students(args: argparse.Namespace, profiles: dict) -> tuple[list, dict, str]:
+def follow_students(args: argparse.Namespace, profiles: dict, policies) -> tuple[list, dict, str]:
     """The moments at which students get explanations, what each of them did, and the data's name.
 
     Raises:
@@ -133,14 +133,15 @@ def follow_students(args: argparse.Namespace, profiles: dict) -> tuple[list, dic
         return moments, histories, f"textbook test, {len(chapters)} chapters"
 
     from cot.utils.memory_arms import cross
-    from cot.utils.questions import load_questions
     from cot.utils.students import MemoryLog
+    from rl.splits import held_out_questions
 
-    questions = load_questions(args.dataset, "test", args.subset_size)
+    runs = [policy.config for policy in policies if policy.config]
+    questions, source = held_out_questions(args.dataset, runs, args.subset_size)
     log = MemoryLog(args.profiles_dir / "memory")
     histories = {name: log.read(name) for name in profiles}
     arms = remember(args, profiles, histories, embedder=None)  # mastery needs no embedder
-    return cross(list(profiles), questions.questions, arms), histories, questions.source
+    return cross(list(profiles), questions, arms), histories, source
 
 
 def remember(args: argparse.Namespace, profiles: dict, histories: dict, embedder):
@@ -239,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
     fill_from_run(args, policies)
     profiles = choose_profiles(args)
     folder = writable_dir(args.output_dir / "evaluation")
-    moments, histories, source = follow_students(args, profiles)
+    moments, histories, source = follow_students(args, profiles, policies)
 
     from cot.utils.memory_arms import PromptShape
     from cot.utils.models import pick_device

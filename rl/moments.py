@@ -15,9 +15,9 @@ from cot.utils.errors import UserError
 from cot.utils.files import dumps
 from cot.utils.mastery import DEFAULT_PARAMETERS, mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
-from cot.utils.questions import Question, load_questions, question_of
+from cot.utils.questions import Question, question_of
 from cot.utils.students import Interaction, MemoryLog, Profile, load_profiles, pick_students
-from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises, pick_chapters
+from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises
 
 MOMENT_EVERY = 4  # exercises of a log between two moments at which training takes its memory
 OTHER_STUDENTS = 3  # with whom `memory_margin` compares
@@ -49,22 +49,6 @@ def load_arms(args: argparse.Namespace) -> MemoryArms:
         min_similarity=args.min_similarity,
         half_life_days=args.memory_half_life,
     )
-
-
-def pick_moments(args: argparse.Namespace, arms: MemoryArms) -> tuple[list[Moment], list[Moment], str]:
-    """Moments to train on, as many as training sees; held-out ones to evaluate on; the data's name."""
-    count = args.max_steps * args.prompts_per_step
-    if args.dataset == "textbook":
-        chapters = pick_chapters(args.chapters)
-        train = textbook_moments(arms, chapters, "train", count, args.seed)
-        held_out = textbook_moments(arms, chapters, "test", args.eval_size, args.seed)
-        return train, held_out, "textbook train"
-
-    questions = load_questions(args.dataset, "train")
-    others = load_questions(args.dataset, "test", args.eval_size or 1)
-    train = crossed_moments(arms, questions.questions, count, args.seed)
-    held_out = crossed_moments(arms, others.questions, args.eval_size, args.seed)
-    return train, held_out, questions.source
 
 
 def textbook_moments(
@@ -244,9 +228,10 @@ def build_rows(
 ) -> tuple[list[dict], int]:
     """The data set's rows, and how many moments were dropped because the question itself is too long.
 
-    A row: `prompt, prompt_ids, question_id, chapter, gold_solution, student_id, memory_arm, memory, fit_to,
-    other_students, mastery, steps`. `fit_to` is the student whose fit is rewarded, None where the row is not
-    judged for fit; `mastery` is P(known) of the skill before the exercise, None where no skill is named.
+    A row: `prompt, prompt_ids, stop, question_id, chapter, gold_solution, student_id, memory_arm, memory,
+    fit_to, other_students, mastery, steps`. `fit_to` is the student whose fit is rewarded, None where the row
+    is not judged for fit; `mastery` is P(known) of the skill before the exercise, None where no skill is
+    named.
 
     Args:
         shown: the memory arm of each moment.
@@ -274,6 +259,7 @@ def build_rows(
             {
                 "prompt": prompt.text,
                 "prompt_ids": list(prompt.ids),
+                "stop": list(prompt.stop),
                 "question_id": question.id,
                 "chapter": question.chapter,
                 "gold_solution": question.gold_solution,

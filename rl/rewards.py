@@ -259,6 +259,7 @@ class RewardTable:
     theirs up. A part that raises on a row makes all parts of that row None, so that TRL leaves the row out.
 
     Attributes:
+        completion_ids: token ids of the batch at hand.
         errors: rows left out so far because a part raised.
         last_error: what it raised last.
         seconds: spent on rewards so far.
@@ -281,6 +282,7 @@ class RewardTable:
         self._samples, self._sample_every, self._writes = samples, sample_every, writes
         self._batch: Sequence[str] | None = None  # held, so that its identity cannot be another batch's
         self._columns: dict[str, Rewards] = {}
+        self.completion_ids: Sequence[Sequence[int]] = ()
         self.errors, self.last_error, self.seconds = 0, "", 0.0
 
     def functions(self) -> list[Callable[..., Rewards]]:
@@ -302,7 +304,7 @@ class RewardTable:
             return
         started = time.monotonic()
         self._fill(batch)
-        self._batch = batch["completions"]
+        self._batch, self.completion_ids = batch["completions"], batch.get("completion_ids", ())
         self._report(batch)
         self.seconds += time.monotonic() - started
 

@@ -74,9 +74,10 @@ class RunFolder:
         return record
 
     def close(self, record: dict, status: str) -> None:
-        """Writes how the run ended."""
+        """Writes how the run ended, and lets another process have the folder."""
         if self.processes.is_main_process:
             write_json(self.path / "run.json", record | {"status": status, "finished": timestamp()})
+            self.lock.release()
 
     def finish(self, record: dict) -> None:
         """Writes the curves, the model's card and the summary of a run that came to its end."""

@@ -145,13 +145,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def load_base(args: argparse.Namespace, source, processes):
     """Model and tokenizer on this process's device."""
     from cot.utils.models import load_model
+    from rl.rollouts import make_generation_neutral
     from rl.trainer import weights_are_sharded
 
     # where all weights are trained on a GPU, they are the optimizer's and stay float32
     dtype = "float32" if args.preset == "gpu" and not args.use_peft else "auto"
     # of a model that is spread over devices, the trainer brings each part to its place
     device = "cpu" if weights_are_sharded() else str(processes.device)
-    return load_model(source, device, dtype)
+    model, tokenizer = load_model(source, device, dtype)
+
+    set_aside = make_generation_neutral(model, tokenizer)
+    if set_aside and processes.is_main_process:
+        named = ", ".join(f"{name} {value}" for name, value in set_aside.items())
+        print(f"generation settings of the model that are not used: {named}", flush=True)
+    return model, tokenizer
 
 
 def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, room: int):
@@ -188,7 +195,8 @@ def train_to_the_end(trainer, checkpoint: Path | None) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Flags to moments to rows to trainer to model; returns the exit code."""
-    from rl.moments import fingerprint_questions, fingerprint_students, load_arms, pick_moments, plan_prompts
+    from rl.moments import fingerprint_questions, fingerprint_students, load_arms, plan_prompts
+    from rl.splits import pick_moments
 
     # who is asked what, when
     fill_preset(args)
@@ -196,7 +204,8 @@ def run(args: argparse.Namespace) -> int:
     arms = load_arms(args)
     train, held_out, data = pick_moments(args, arms)
 
-    from cot.utils.models import context_length, describe_model, keep_freed_memory
+    from cot.utils.models import context_length, describe_model, end_token_ids, keep_freed_memory
+    from rl.alarms import Alarms
     from rl.rewards import RewardTable, reward_parts
     from rl.runs import open_run
     from rl.trainer import (
@@ -229,10 +238,11 @@ def run(args: argparse.Namespace) -> int:
     record = run_folder.begin(
         config={
             **flags_of(args),
-            "dataset_source": data,
+            "dataset_source": data.train,
             "rows": len(rows),
             "dropped": dropped,
-            "eval": f"{len(held_out)} held-out exercises, memory: {eval_arm}",
+            "eval": f"{len(held_out)} held-out exercises ({data.held_out}), memory: {eval_arm}",
+            "held_out": data.held_out_ids,
             "model": describe_model(source, model),
         },
         device=str(processes.device),
@@ -258,10 +268,17 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             base_file=folder / "eval_base.json",
         )
+    alarms = Alarms(
+        max_completion_length=args.max_completion_length,
+        masked=config.mask_truncated_completions,
+        tokenizer=tokenizer,
+        end_ids=end_token_ids(model, tokenizer),
+    )
     signals = Signals()
     recorder = Recorder(
         metrics=folder / "metrics.jsonl",
         table=table,
+        alarms=alarms,
         signals=signals,
         evaluate=evaluate,
         eval_every=args.eval_every,

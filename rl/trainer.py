@@ -1,6 +1,5 @@
-"""TRL's GRPO trainer for prompts that are already tokens, and what watches it: metrics, alarms, signals."""
+"""A training around TRL's GRPO trainer: processes, held-out evaluation, metrics, checkpoints, signals."""
 
-import math
 import os
 import signal
 import statistics
@@ -15,40 +14,19 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from cot.utils.engine import TransformersEngine
 from cot.utils.errors import EXIT_SIGNAL
-from cot.utils.files import append_json_lines, read_json, write_json
+from cot.utils.files import append_json_lines, read_json, read_json_lines, write_json
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.model_names import ModelSource
+from cot.utils.models import end_token_ids
 from cot.utils.runner import Row, answer_now
+from rl.alarms import Alarms
 from rl.rewards import RewardTable
+from rl.rollouts import MemoryTrainer, end_in_vllm
 from rl.runs import mark_complete
-
-NOT_FINITE_LIMIT = 3  # steps in a row with a loss or gradient that is not finite
-ALARM_WINDOW = 50  # steps of a mean that the alarm compares with the best earlier one
-FALL = 0.03  # of correctness
-FLAT_SHARE = 0.5  # of groups without spread, in the mean of a window, above which a warning is due
-
-
-class MemoryTrainer(GRPOTrainer):
-    """GRPO on the data set's own token ids.
-
-    TRL would encode a prompt's text anew, and a `<|im_end|>` that a question spells would become the control
-    token; a chat template with a start token would also get it twice.
-    """
-
-    def __init__(self, *, train_dataset: Dataset, **kwargs) -> None:
-        ids = zip(train_dataset["prompt"], train_dataset["prompt_ids"], strict=True)
-        self._ids_of_prompt = dict(ids)
-        super().__init__(train_dataset=train_dataset.remove_columns("prompt_ids"), **kwargs)
-
-    def _tokenize_prompts(self, prompts: list):
-        return [self._ids_of_prompt[prompt] for prompt in prompts], None, {}
-
-    def create_model_card(self, *_args, **_kwargs) -> None:
-        """The run writes a card of its own, with its data and results."""
 
 
 def start_processes():
@@ -93,6 +71,7 @@ def make_trainer(args, config, model, tokenizer, rows: list[dict], table, record
         peft_config = LoraConfig(
             r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
+    end_in_vllm(config, sorted(end_token_ids(model, tokenizer)), rows[0]["stop"])
     trainer = MemoryTrainer(
         model=model,
         reward_funcs=table.functions(),
@@ -200,33 +179,6 @@ class Signals:
         self.received = signum
 
 
-def correctness_falls(
-    correct: Sequence[float], fit: Sequence[float], window: int = ALARM_WINDOW
-) -> str | None:
-    """Says so when correctness fell by 3 points and more than its noise while fidelity rose.
-
-    The last `window` steps are compared with the earlier window of the highest mean correctness. The noise
-    is two standard errors of the difference between the two windows' means, from their steps' spread.
-
-    Args:
-        correct, fit: a mean in [0, 1] for each step.
-    """
-    if len(correct) < 2 * window:
-        return None
-    starts = range(0, len(correct) - 2 * window + 1)
-    start = max(starts, key=lambda i: statistics.fmean(correct[i : i + window]))
-    before, now = correct[start : start + window], correct[-window:]
-    fall = statistics.fmean(before) - statistics.fmean(now)
-    noise = 2 * math.sqrt((statistics.variance(before) + statistics.variance(now)) / window)
-    rise = statistics.fmean(fit[-window:]) - statistics.fmean(fit[start : start + window])
-    if fall < max(FALL, noise) or rise <= 0:
-        return None
-    return (
-        f"correctness fell by {100 * fall:.1f} points while fidelity rose by {100 * rise:.1f}:"
-        " the reward is being gamed; lower the weight of the memory parts or raise --beta"
-    )
-
-
 class Recorder(TrainerCallback):
     """Writes `metrics.jsonl`, asks for checkpoints and for the end, and marks checkpoints complete.
 
@@ -235,6 +187,7 @@ class Recorder(TrainerCallback):
 
     Args:
         metrics: the file, appended to by the main process.
+        alarms: what is told every step's metrics, those of an earlier attempt included.
         evaluate: from the model to its held-out scores, flat; None where the model is spread over devices.
         eval_every: steps between two evaluations.
         save_minutes: time between two checkpoints, beside those by steps.
@@ -245,24 +198,32 @@ class Recorder(TrainerCallback):
         *,
         metrics: Path,
         table: RewardTable,
+        alarms: Alarms,
         signals: Signals,
         evaluate: Callable[[torch.nn.Module], dict] | None,
         eval_every: int,
         save_minutes: float,
         max_steps: int,
     ) -> None:
-        self._metrics, self._table, self._signals = metrics, table, signals
+        self._metrics, self._table, self._alarms, self._signals = metrics, table, alarms, signals
         self._evaluate, self._eval_every = evaluate, eval_every
         self._save_s, self._max_steps = 60 * save_minutes, max_steps
         self._saved = self._step_started = time.monotonic()
         self._reward_s, self._step_s = 0.0, 0.0
-        self._not_finite, self._history = 0, {"correct": [], "fit": [], "flat": []}
+        self._seen_from_start = True
         self.stopped: str | None = None
 
     def on_train_begin(self, args, state, control, model=None, **_):
         self._saved = time.monotonic()
         if state.global_step == 0:
             self._log_evaluation(state, model)
+            return
+        # an earlier attempt's steps count, or a run that is interrupted often enough would never be stopped
+        self._seen_from_start = self._metrics.exists()
+        if self._seen_from_start:
+            for _, line in read_json_lines(self._metrics):
+                if "loss" in line:
+                    self._alarms.see(line)
 
     def on_step_begin(self, args, state, control, **_):
         self._step_started, self._reward_s = time.monotonic(), self._table.seconds
@@ -287,52 +248,41 @@ class Recorder(TrainerCallback):
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
-    def on_log(self, args, state, control, logs=None, **_):
-        if logs is None or "reward" not in logs:
+    def on_log(self, args, state, control, logs=None, model=None, **_):
+        ended = "train_runtime" in logs  # the trainer's last words
+        if "loss" in logs:
+            self._log_step(state, logs)
+        elif not ended:
             return
+
+        reason = None if ended else self._alarms.stop()
+        if ended and self._seen_from_start:
+            reason = self._alarms.verdict()
+        (stop,) = self._agreed([reason is not None], model)
+        if stop and self.stopped is None:
+            self.stopped = reason or "another process gave an alarm"
+            control.should_training_stop = control.should_save = True
+
+    def _log_step(self, state, logs: dict) -> None:
+        """Writes, prints and watches a step; one on completions that were used before has no rewards."""
         extra = {
             "step_s": self._step_s,
             "reward_share": (self._table.seconds - self._reward_s) / self._step_s if self._step_s else None,
             "reward_errors": self._table.errors,
         }
-        self._write(state, {"step": state.global_step, **logs, **extra})
-        if state.is_world_process_zero:
-            shown = {
-                "reward": "reward",
-                "correct": "rewards/correct/mean",
-                "fidelity": "rewards/fidelity/mean",
-            }
-            values = [f"{name} {logs[key]:.3f}" for name, key in shown.items() if logs.get(key) is not None]
-            print(
-                f"step {state.global_step}/{self._max_steps}: {', '.join(values)}, {self._step_s:.1f} s",
-                flush=True,
-            )
-        reason = self._alarm(logs)
-        if reason and self.stopped is None:
-            self.stopped = reason
-            control.should_training_stop = True
+        record = {"step": state.global_step, **logs, **extra}
+        self._write(state, record)
+        self._alarms.see(record, self._table.completion_ids)
+        warning = self._alarms.warning()
+        if not state.is_world_process_zero:
+            return
 
-    def _alarm(self, logs: dict) -> str | None:
-        values = [logs.get("loss"), logs.get("grad_norm")]
-        finite = all(value is None or math.isfinite(value) for value in values)
-        self._not_finite = 0 if finite else self._not_finite + 1
-        if self._not_finite >= NOT_FINITE_LIMIT:
-            times = f"{NOT_FINITE_LIMIT} times in a row"
-            return f"the loss or its gradient was not finite {times}; lower --learning_rate"
-
-        history = self._history
-        history["flat"].append(logs.get("frac_reward_zero_std") or 0.0)
-        if len(history["flat"]) % ALARM_WINDOW == 0:
-            flat = statistics.fmean(history["flat"][-ALARM_WINDOW:])
-            if flat > FLAT_SHARE:
-                print(f"warning: {flat:.0%} of the groups have no spread and teach nothing", flush=True)
-
-        correct, fit = logs.get("rewards/correct/mean"), logs.get("rewards/fidelity/mean")
-        if correct is None or fit is None:
-            return None
-        history["correct"].append(correct)
-        history["fit"].append(fit)
-        return correctness_falls(history["correct"], history["fit"])
+        shown = {"reward": "reward", "correct": "rewards/correct/mean", "fidelity": "rewards/fidelity/mean"}
+        values = [f"{name} {logs[key]:.3f}" for name, key in shown.items() if logs.get(key) is not None]
+        values.append(f"{self._step_s:.1f} s")
+        print(f"step {state.global_step}/{self._max_steps}: {', '.join(values)}", flush=True)
+        if warning:
+            print(f"warning: {warning}", flush=True)
 
     def _log_evaluation(self, state, model) -> None:
         if self._evaluate is not None and state.is_world_process_zero:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -195,6 +196,59 @@ def planted_record(
         record |= {"fidelity": 0.5, "scaffold_fit": 1.0, "copying": 0.0, "names_student": False}
         record |= {"retrieved_memories": []}
     return record | changes
+
+
+def plant_policy(
+    folder: Path, after: dict[str, dict[str, float]], template: str | None = None, special=(), words=()
+) -> Path:
+    """A Qwen2 whose next token depends on the newest token alone, by design, until it is trained.
+
+    Embeddings are one-hot, the layers add nothing, and the head holds the logarithms of the probabilities.
+
+    Args:
+        after: for a token the probabilities of the next ones; `""` for every token that is not named.
+        template: the chat template; None for a model without.
+        special: further special tokens.
+        words: further tokens that are ordinary text.
+    """
+    import torch
+    from tokenizers import AddedToken
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in words])
+    tokenizer.chat_template = template
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    scale = config.hidden_size**0.5  # of a one-hot vector after the norm
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(1.0 if "norm" in name else 0.0)
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        model.lm_head.weight.fill_(math.log(1e-9) / scale)
+        for place, (token, follows) in enumerate(after.items()):
+            if token:
+                row = model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(token)]
+                row[0], row[place + 1] = 0.0, 1.0
+            for following, probability in follows.items():
+                column = place + 1 if token else 0
+                following_id = tokenizer.convert_tokens_to_ids(following)
+                model.lm_head.weight[following_id, column] = math.log(probability) / scale
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

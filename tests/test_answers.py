@@ -591,3 +591,9 @@ def test_the_final_answer_has_its_exact_value_and_plain_text():
 
 def test_one_spelling_for_signs_fractions_and_latex():
     assert plain_text(r"$1{,}234 \times −½ \div \frac{3}{4} of \text{18}") == "$1,234 × - 1/2 ÷  3/4 of {18}"
+
+
+def test_the_harness_reads_up_to_a_further_question():
+    text = "2 + 3 = 5\n#### 5\n\nQuestion: What is 4 + 4?\nAnswer: 8\n#### 8"
+    score = score_answer(text, "#### 5")
+    assert (score.correct, score.strict_correct, score.flexible_correct) == (True, True, True)

@@ -8,7 +8,7 @@ from cot.utils.cli import PROFILES_DIR
 from cot.utils.errors import UserError
 from cot.utils.mastery import mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape
-from cot.utils.questions import ALL, Question, load_questions
+from cot.utils.questions import Question
 from cot.utils.students import MemoryLog, in_time_order, load_profiles
 from cot.utils.textbook import generate_exercises, load_chapters, pick_chapters
 from rl.moments import (
@@ -18,13 +18,9 @@ from rl.moments import (
     fingerprint_questions,
     fingerprint_students,
     held_out_moments,
-    load_arms,
-    pick_moments,
     textbook_moments,
     walk_textbook,
 )
-from rl.settings import fill_preset
-from rl.train_rl_memory import parse_args
 
 CHAPTERS = pick_chapters(["addition", "subtraction"])
 TEMPLATES = {
@@ -37,12 +33,6 @@ SHAPE = PromptShape(instruction="Solve.", memory_tokens=200)
 def arms():
     profiles, log = load_profiles(PROFILES_DIR), MemoryLog(PROFILES_DIR / "memory")
     return MemoryArms(profiles, {name: log.read(name) for name in profiles}, embedder=None, seed=0)
-
-
-def flags(*argv):
-    args = parse_args(["--preset", "cpu", "--max_steps", "10", *argv])
-    fill_preset(args)
-    return args
 
 
 def splits(moments) -> set[str]:
@@ -59,40 +49,12 @@ def rows_of(arms, moments, shown, tokenizer, **changes):
 # --- training ---------------------------------------------------------------------------------------------
 
 
-def test_training_meets_train_templates_and_is_evaluated_on_test_templates():
-    args = flags("--eval_size", "40")
-    train, held_out, source = pick_moments(args, load_arms(args))
-    assert (len(train), len(held_out), source) == (80, 40, "textbook train")  # 10 steps x 8 prompts
-    assert splits(train) == {"train"} and splits(held_out) == {"test"}
-    assert {moment.student_id for moment in train} == set(load_profiles(PROFILES_DIR))
-    chapters = {moment.question.chapter for moment in train}
-    assert chapters == {"addition", "subtraction", "multiplication", "division", "two_step"}
-
-
-def test_a_data_set_without_chapters_trains_on_its_train_split(monkeypatch):
-    import rl.moments
-
-    asked = []
-
-    def load(_dataset, split, subset_size=ALL):
-        asked.append((split, subset_size))
-        return load_questions("textbook", split, 5)
-
-    monkeypatch.setattr(rl.moments, "load_questions", load)
-    args = flags("--eval_size", "20", "--dataset", "gsm8k")
-    train, held_out, source = pick_moments(args, load_arms(args))
-    assert asked == [("train", ALL), ("test", 20)] and source == "textbook train"
-    assert splits(train) == {"train"} and splits(held_out) == {"test"}
-
-
 def test_other_seeds_give_other_moments_and_the_same_seed_the_same(arms):
     def draw(seed):
         return textbook_moments(arms, CHAPTERS, "train", 20, seed)
 
     assert draw(0) == draw(0)
     assert draw(0) != draw(1)
-    picked = [pick_moments(flags("--seed", seed), arms)[:2] for seed in ("0", "1")]
-    assert picked[0][0] != picked[1][0] and picked[0][1] != picked[1][1]
     questions = [moment.question for moment in draw(0)]
     assert crossed_moments(arms, questions, 40, 0) == crossed_moments(arms, questions, 40, 0)
     assert crossed_moments(arms, questions, 40, 0) != crossed_moments(arms, questions, 40, 1)
@@ -153,6 +115,7 @@ def test_a_row_holds_what_the_rewards_need_and_no_profile(arms, tiny_llama):
     assert list(row) == [
         "prompt",
         "prompt_ids",
+        "stop",
         "question_id",
         "chapter",
         "gold_solution",
@@ -195,6 +158,7 @@ def test_a_control_token_in_a_question_stays_text_and_a_long_question_is_dropped
     ]
     rows, dropped = rows_of(arms, moments, ["own"] * 2, tokenizer, max_prompt_tokens=200)
     assert [row["question_id"] for row in rows] == ["short"] and dropped == 1
+    assert rows[0]["stop"] == []  # a chat model ends its turn
     assert rows[0]["prompt_ids"].count(tokenizer.eos_token_id) == 1  # the turn's own end
     assert len(rows[0]["prompt_ids"]) <= 200
     with pytest.raises(UserError, match="--max_prompt_length"):

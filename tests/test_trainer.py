@@ -1,4 +1,4 @@
-"""What watches a training: the alarm, the held-out evaluation, the advice when memory is full."""
+"""Around a training: the held-out evaluation, and the advice when memory is full."""
 
 import json
 from types import SimpleNamespace
@@ -11,16 +11,7 @@ from cot.utils.cli import PROFILES_DIR
 from cot.utils.memory_arms import MemoryArms, PromptShape
 from cot.utils.questions import Question
 from cot.utils.students import load_profiles
-from rl.trainer import correctness_falls, make_evaluator, smaller_batch
-
-
-def test_the_alarm_needs_a_fall_beyond_the_noise_and_rising_fidelity():
-    high, low, rising = [0.6, 0.62] * 10, [0.5, 0.52] * 10, [0.1] * 20 + [0.5] * 20
-    assert "fell by 10.0 points" in correctness_falls(high + low, rising, window=20)
-    assert correctness_falls(low + high, rising, window=20) is None
-    assert correctness_falls(high + low, rising[::-1], window=20) is None  # fidelity falls too
-    assert correctness_falls([0.2, 1.0] * 10 + [0.1, 1.0] * 10, rising, window=20) is None  # within the noise
-    assert correctness_falls(high + low[:19], rising[:39], window=20) is None  # too early to say
+from rl.trainer import make_evaluator, smaller_batch
 
 
 def test_the_next_valid_batch_is_named_then_what_else_saves_memory():

@@ -18,6 +18,7 @@ from cot.utils.marks import Answer, Mark, first_turn, read_bold, read_conclusion
 from cot.utils.numerals import NUMBER_PATTERN, Reason, plain_text, read_number
 
 INVALID = "[invalid]"
+NEXT_QUESTION = "\nQuestion:"  # where the harness stops
 _HARNESS_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _HARNESS_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _NUMBER = re.compile(NUMBER_PATTERN)
@@ -50,7 +51,7 @@ class Score:
 def score_answer(text: str, gold: str, truncated: bool = False) -> Score:
     """Score a generated text; of a thinking model's, what follows its reasoning.
 
-    The harness stops generating at "Question:"; a caller that compares numbers with it must cut there too.
+    The harness stops generating at a further question, so strict and flexible read up to there.
 
     Args:
         text: what the model wrote, without the prompt.
@@ -69,6 +70,7 @@ def score_answer(text: str, gold: str, truncated: bool = False) -> Score:
     gold_value = gold_answer(gold)
     answer = final_answer(text, truncated)
     _, text, _ = split_thinking(text)
+    text = text.partition(NEXT_QUESTION)[0]
 
     # What the harness's two filters extract: the first `#### `, and the last number.
     strict_match = _HARNESS_STRICT.search(text)

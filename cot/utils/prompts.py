@@ -17,7 +17,7 @@ FENCE_WORD = re.compile(r"student_memory", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 ANNOTATION = re.compile(r"<<[^<>]*>>")
 CONTENT = "content-8f1d6c0e"  # stands for the user turn while the chat template is rendered
-STOP = ("\nQuestion:",)  # as lm-evaluation-harness: a model may go on with a question of its own
+PLAIN_STOP = ("\nQuestion:",)  # a model without a chat template would go on with another question
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def build_prompt(
         ids=tuple(ids),
         format="chat" if chat else "plain",
         memory="\n".join(lines),
-        stop=STOP,
+        stop=() if chat else PLAIN_STOP,
     )
 
 

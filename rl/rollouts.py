@@ -1,0 +1,167 @@
+"""TRL's GRPO trainer as this project uses it: prompts that are tokens, and texts that end as the engine's do.
+
+A completion ends where `cot.utils.engine` ends a text, so that what is rewarded, what is counted as cut off
+and what is evaluated are one thing: at any of the model's ends of a turn, and, of a model without a chat
+template, at the stop text. Nothing else of the checkpoint's generation settings is obeyed.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from trl import GRPOConfig, GRPOTrainer
+
+from cot.utils.errors import UserError
+from cot.utils.models import end_token_ids
+
+# Generation settings that do not change which tokens are drawn, or that a rollout sets itself.
+HARMLESS = {
+    *("_from_model_config", "transformers_version", "use_cache", "do_sample", "max_length", "max_new_tokens"),
+    *("output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+}
+
+
+def make_generation_neutral(model, tokenizer) -> dict:
+    """Leaves of the checkpoint's generation settings only its ends, and adds the template's end of a turn.
+
+    `generate` merges them into every call: a ban of repeated n-grams or a suppressed token would reach the
+    rollouts, but neither the engine nor the loss. A temperature without sampling could not even be saved.
+
+    Returns:
+        What was set aside, by name.
+
+    Raises:
+        UserError: nothing ends a text of this model.
+    """
+    ends = sorted(end_token_ids(model, tokenizer))
+    if not ends:
+        raise UserError(
+            f"--model_name {model.name_or_path}: neither its tokenizer nor its generation_config.json names"
+            " a token that ends a text; set eos_token_id there"
+        )
+    own = model.generation_config.to_diff_dict()
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return {name: value for name, value in own.items() if name not in HARMLESS and value is not None}
+
+
+def end_in_vllm(config: GRPOConfig, ends: Sequence[int], stop: Sequence[str]) -> None:
+    """Tells vLLM where a completion ends; what `--grpo generation_kwargs` says wins."""
+    if config.use_vllm:
+        given: Any = config.generation_kwargs or {}
+        config.generation_kwargs = {"stop_token_ids": list(ends), "stop": list(stop), **given}
+
+
+class StopText(StoppingCriteria):
+    """Ends a row of a batch when its newest token completes a stop text; a token is at least one byte."""
+
+    def __init__(self, tokenizer, stop: Sequence[str]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._longest = max(len(text.encode()) for text in stop)
+        self._prompt_tokens: int | None = None
+
+    def __call__(self, input_ids, scores, **_):
+        """Which rows are done, (B,); `input_ids` is (B, T), the prompt included."""
+        if self._prompt_tokens is None:  # first asked after the first new token
+            self._prompt_tokens = input_ids.shape[1] - 1
+        start = max(self._prompt_tokens, input_ids.shape[1] - self._longest)
+        tails = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
+        done = [any(stop in tail for stop in self._stop) for tail in tails]
+        return torch.tensor(done, device=input_ids.device)
+
+
+class MemoryTrainer(GRPOTrainer):
+    """GRPO on the data set's own token ids.
+
+    TRL would encode a prompt's text anew, and a `<|im_end|>` that a question spells would become the control
+    token; a chat template with a start token would also get it twice.
+
+    Where a stop text ends a completion, its tokens up to that text are what the policy has drawn, and are
+    trained. TRL knows only tokens as ends, so one is put behind them. It was not drawn and is masked: paying
+    for it would be no gradient of the policy. The reward sees the text before the stop text.
+
+    Args:
+        train_dataset: rows of `rl.moments.build_rows`.
+    """
+
+    def __init__(self, *, train_dataset: Dataset, **kwargs) -> None:
+        ids = zip(train_dataset["prompt"], train_dataset["prompt_ids"], strict=True)
+        self._ids_of_prompt = dict(ids)
+        self._stop = tuple(train_dataset[0]["stop"])
+        super().__init__(train_dataset=train_dataset.remove_columns(["prompt_ids", "stop"]), **kwargs)
+        # TRL adds the tokenizer's end, which may be None
+        self.eos_token_ids = [token for token in self.eos_token_ids if token is not None]
+        if not self.use_vllm:
+            self.generation_config.eos_token_id = self.eos_token_ids
+
+    def create_model_card(self, *_args, **_kwargs) -> None:
+        """The run writes a card of its own, with its data and results."""
+
+    def _prepare_inputs(self, generation_batch):
+        # TRL counts micro-steps from 0 after a restart, too, and would go on with a batch's second iteration
+        # where a new batch is due
+        if self._buffered_inputs is None:
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        return super()._prepare_inputs(generation_batch)
+
+    def _tokenize_prompts(self, prompts: list):
+        return [self._ids_of_prompt[prompt] for prompt in prompts], None, {}
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        with self._stopping_early():
+            completions, logprobs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        self._stopped = [False] * len(completions)
+        for row, ids in enumerate(completions):
+            drawn = self._tokens_to_stop(ids)
+            if drawn is None:
+                continue
+            self._stopped[row] = True
+            completions[row] = [*ids[:drawn], self.eos_token_ids[0]]
+            if logprobs is not None:
+                logprobs[row] = [*logprobs[row][:drawn], None]
+        return completions, logprobs
+
+    def _generate(self, prompts: list):
+        prompt_ids, completion_ids, mask, _, *rest = super()._generate(prompts)
+        if self._stop:
+            rows = zip(completion_ids, self._stopped, strict=True)
+            mask = [[1] * (len(ids) - stopped) + [0] * stopped for ids, stopped in rows]
+        return prompt_ids, completion_ids, mask, list(map(self._text, completion_ids)), *rest
+
+    @contextmanager
+    def _stopping_early(self) -> Iterator[None]:
+        """Lets `generate` end a row at a stop text, to save time; TRL passes no such argument on."""
+        if not self._stop or self.use_vllm:
+            yield
+            return
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        criteria = StoppingCriteriaList([StopText(self._tokenizer, self._stop)])
+        model.generate = partial(model.generate, stopping_criteria=criteria)
+        try:
+            yield
+        finally:
+            del model.generate
+
+    def _tokens_to_stop(self, ids: Sequence[int]) -> int | None:
+        """How many tokens complete a stop text; None where there is none."""
+
+        def stops(count: int) -> bool:
+            text = self._tokenizer.decode(ids[:count], skip_special_tokens=True)
+            return any(stop in text for stop in self._stop)
+
+        return bisect_left(range(len(ids)), True, key=stops) if stops(len(ids)) else None
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """A completion as the engine reads it: without its end, which need not be a special token."""
+        ids = ids[:-1] if ids[-1] in self.eos_token_ids else ids
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text[: min((text.index(stop) for stop in self._stop if stop in text), default=None)]
