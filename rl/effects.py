@@ -1,14 +1,26 @@
 """The experiment's numbers: measures of each arm's answers, paired effects, verdicts, and their Markdown.
 
-A cell is one answer: (seed, question, student). Intervals are two-way cluster bootstraps over training seeds
-and questions; an effect pairs two arms cell by cell.
+A cell is one answer: (seed, question, student). Intervals are over three ways at once: the templates that the
+questions were drawn from, the students, and the training seeds. The base has no seed: its answers count once.
+An effect pairs two arms cell by cell.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
-from cot.utils.comparisons import BASE, decide, group, judge_fits, usable
-from cot.utils.stats import Interval, two_way_cluster_bootstrap
+import numpy as np
+
+from cot.utils.clusters import LIMITS, UNIT, number_clusters
+from cot.utils.comparisons import (
+    BASE,
+    LEAST_CLUSTERS,
+    LEAST_LEVELS,
+    UNDECIDED,
+    decide,
+    group,
+    judge_fits,
+    usable,
+)
+from cot.utils.stats import Interval, clustered_mean, clustered_share
 from cot.utils.students import Profile
 from rl.report import negate, render_table, show_interval, show_number
 
@@ -27,9 +39,11 @@ FIDELITY_GAIN = 0.40  # that IPO claims over every other arm
 ACCURACY_GAIN = 0.20  # that it claims over the base
 ACCURACY_LOSS = 0.03  # that it may have against GRPO without memory
 NO_GAIN = 0.05  # of fidelity, which shuffled memory stays below
-RULE = "**yes** where the whole interval lies beyond the bound, **no** where it lies short of it."
+RULE = f"""**yes** where the whole interval lies beyond the bound, **no** where it lies short of it, undecided
+otherwise, and with fewer than {LEAST_LEVELS} seeds or {LEAST_CLUSTERS} templates."""
+NO_SEED = -1  # the base's, which is the same beside every training
 
-Cells = dict[int, dict[tuple[str, str], float]]  # by seed, a value for each (question, student)
+Cells = dict[tuple[int, str, str], float]  # a value for each (seed, question, student)
 
 
 def add_measures(
@@ -60,49 +74,66 @@ def add_measures(
 
 
 def select_cells(
-    answers: Mapping[tuple, Sequence[dict]],
-    seeds: Sequence[int],
-    measure: str,
-    where: tuple[str, str, str, float],
+    answers: Mapping[tuple, Sequence[dict]], measure: str, where: tuple[str, str, str, float]
 ) -> Cells:
-    """One measure of an arm's answers; the base's are the same for every seed.
+    """One measure of an arm's answers.
 
     Args:
         answers: records by arm, wording, memory arm and temperature.
         where: one of these keys.
     """
-    found: Cells = {seed: {} for seed in seeds}
-    for record in answers.get(where, ()):
-        value = record[MEASURES[measure]]
-        if value is not None:
-            for seed in seeds if record["arm"] == BASE else [record["seed"]]:
-                found[seed][record["question_id"], record["student_id"]] = float(value)
-    return found
+    return {
+        (
+            NO_SEED if record["arm"] == BASE else record["seed"],
+            record["question_id"],
+            record["student_id"],
+        ): float(record[MEASURES[measure]])
+        for record in answers.get(where, ())
+        if record[MEASURES[measure]] is not None
+    }
 
 
-def pool(cells: Cells) -> Interval:
-    """Mean over seeds and answers with its interval over seeds and questions."""
-    keys = [(seed, key) for seed, values in cells.items() for key in values]
-    return two_way_cluster_bootstrap(
-        [cells[seed][key] for seed, key in keys],
-        students=[str(seed) for seed, _ in keys],
-        questions=[question for _, (question, _) in keys],
+def cross(cells: Cells) -> tuple:
+    """Template, student and seed of each cell, as numbers."""
+    return (
+        number_clusters([question.rsplit("/", 1)[0] for _, question, _ in cells]),
+        number_clusters([student for _, _, student in cells]),
+        number_clusters([seed for seed, _, _ in cells]),
     )
+
+
+def pool(cells: Cells, measure: str) -> Interval:
+    """Mean of an arm's measure with its interval over templates, students and seeds."""
+    values = np.array(list(cells.values()), dtype=float)
+    if measure == "accuracy":
+        return clustered_share(values, cross(cells))
+    found = clustered_mean(values, cross(cells), LIMITS.get(MEASURES[measure], UNIT))
+    return {key: found[key] for key in ("n", "mean", "low", "high")}
+
+
+def pool_differences(cells: Cells) -> Interval:
+    """Mean of a measure's difference, at most 1, with its interval as in `pool`, `clusters` and `seeds`."""
+    templates, students, seeds = cross(cells)
+    values = np.array(list(cells.values()), dtype=float)
+    found = clustered_mean(values, (templates, students, seeds), (-1.0, 1.0))
+    effect = {key: found[key] for key in ("n", "mean", "low", "high")}
+    return effect | {"clusters": len(np.unique(templates)), "seeds": len(np.unique(seeds))}
 
 
 def subtract(one: Cells, other: Cells) -> Cells:
     """Cell by cell; where the other side has no memory in its prompt, its one answer to the question.
 
-    >>> subtract({0: {("q", "S1"): 1.0, ("q", "S2"): 0.0}}, {0: {("q", "S1"): 1.0}})
-    {0: {('q', 'S1'): 0.0, ('q', 'S2'): -1.0}}
+    >>> subtract({(0, "q", "S1"): 1.0, (0, "q", "S2"): 0.0}, {(0, "q", "S1"): 1.0})
+    {(0, 'q', 'S1'): 0.0, (0, 'q', 'S2'): -1.0}
     """
+    by_question = {(seed, question): value for (seed, question, _), value in other.items()}
     differences: Cells = {}
-    for seed, values in one.items():
-        by_question = {question: value for (question, _), value in other[seed].items()}
-        differences[seed] = {
-            key: value - other[seed].get(key, by_question.get(key[0], math.nan))
-            for key, value in values.items()
-        }
+    for (seed, question, student), value in one.items():
+        for beside in (seed, NO_SEED):
+            against = other.get((beside, question, student), by_question.get((beside, question)))
+            if against is not None:
+                differences[seed, question, student] = value - against
+                break
     return differences
 
 
@@ -114,17 +145,16 @@ def summarize(records: Sequence[dict]) -> dict:
         and fidelity; verdicts: of each question in `list_questions`.
     """
     answers = group(records, "arm", "wording", "memory_arm", "temperature")
-    seeds = sorted({record["seed"] for record in records if record["arm"] != BASE})
     chapters = list(dict.fromkeys(record["chapter"] for record in records))
 
     table = []
     for where in answers:
         arm, wording, memory_arm, temperature = where
         row = {"arm": arm, "wording": wording, "memory_arm": memory_arm, "temperature": temperature}
-        cells = {measure: select_cells(answers, seeds, measure, where) for measure in MEASURES}
-        row |= {measure: pool(values) for measure, values in cells.items()}
+        cells = {measure: select_cells(answers, measure, where) for measure in MEASURES}
+        row |= {measure: pool(values, measure) for measure, values in cells.items()}
         row["by_chapter"] = {
-            chapter: {name: pool(_of_chapter(chapter, cells[name])) for name in ("accuracy", "fidelity")}
+            chapter: {name: pool(_within(chapter, cells[name]), name) for name in ("accuracy", "fidelity")}
             for chapter in chapters
         }
         table.append(row)
@@ -132,18 +162,13 @@ def summarize(records: Sequence[dict]) -> dict:
     arms = list(dict.fromkeys(record["arm"] for record in records))
     temperatures = list(dict.fromkeys(record["temperature"] for record in records))
     verdicts = [
-        judge(answers, seeds, asked, temperature)
-        for temperature in temperatures
-        for asked in list_questions(arms)
+        judge(answers, asked, temperature) for temperature in temperatures for asked in list_questions(arms)
     ]
     return {"table": table, "verdicts": verdicts}
 
 
-def _of_chapter(chapter: str, cells: Cells) -> Cells:
-    return {
-        seed: {key: value for key, value in values.items() if key[0].startswith(f"{chapter}/")}
-        for seed, values in cells.items()
-    }
+def _within(chapter: str, cells: Cells) -> Cells:
+    return {key: value for key, value in cells.items() if key[1].startswith(f"{chapter}/")}
 
 
 def list_questions(arms: Sequence[str]) -> list[dict]:
@@ -180,15 +205,13 @@ def list_questions(arms: Sequence[str]) -> list[dict]:
     return [*questions, ask(text, "identification", ipo, base, above=0.0)]
 
 
-def judge(
-    answers: Mapping[tuple, Sequence[dict]], seeds: Sequence[int], asked: Mapping, temperature: float
-) -> dict:
+def judge(answers: Mapping[tuple, Sequence[dict]], asked: Mapping, temperature: float) -> dict:
     """One question's `question, wording, temperature, effect, bound, verdict`."""
     one, other = (
-        select_cells(answers, seeds, asked["measure"], (arm, asked["wording"], memory_arm, temperature))
+        select_cells(answers, asked["measure"], (arm, asked["wording"], memory_arm, temperature))
         for arm, memory_arm in (asked["one"], asked["other"])
     )
-    effect = pool(subtract(one, other))
+    effect = pool_differences(subtract(one, other))
     if "above" in asked:
         bound = asked["above"]
         verdict = decide(effect, above=bound, below=bound)
@@ -201,7 +224,7 @@ def judge(
         "temperature": temperature,
         "effect": effect,
         "bound": bound,
-        "verdict": verdict,
+        "verdict": verdict if effect["seeds"] >= LEAST_LEVELS else UNDECIDED,
     }
 
 
@@ -216,7 +239,8 @@ def render_experiment(summary: Mapping, config: Mapping) -> str:
         f"{len(config['seeds'])} seeds, {config['max_steps']} steps an arm; {config['exercises']} held-out"
     )
     about += f" exercises of each wording, {config['students_per_exercise']} students each."
-    lines = ["# Experiment", "", f"{about} Mean [95 % interval over seeds and exercises]."]
+    about += " Mean [95 % interval over templates, students and seeds]."
+    lines = ["# Experiment", "", about]
 
     for (wording, memory_arm, temperature), rows in group(
         summary["table"], "wording", "memory_arm", "temperature"

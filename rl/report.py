@@ -1,17 +1,28 @@
 """What runs say in words: verdicts and Markdown of an evaluation, and a trained model's card.
 
-An effect is judged from its 95 % interval over students and questions: **yes** where the whole interval is
-above 0 and the test, Holm-adjusted over the metrics, has p < 0.05; **no** where the whole interval lies below
-0.05 (0.1 for a difference of Fisher's z), so that a gain worth having is excluded; **undecided** otherwise,
-and with fewer than 20 pairs. A question that is asked of accuracy and fidelity has the verdict yes where one
-of them says yes and neither interval lies below 0, no where both say no, and undecided otherwise.
+An effect is judged from its 95 % interval over students and clusters, which are questions, or templates where
+exercises are drawn from them: **yes** where the whole interval is above 0 and the test, Holm-adjusted over
+the metrics, has p < 0.05; **no** where the whole interval lies below 0.05 (0.1 for a difference of Fisher's
+z), so that a gain worth having is excluded; **undecided** otherwise, and with fewer than 20 pairs, 10
+clusters, or 5 students where Fisher's z is compared. A question that is asked of accuracy and fidelity has
+the verdict yes where one of them says yes and neither interval lies below 0, no where both say no, and
+undecided otherwise.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cot.utils.comparisons import BASE, JUDGED, LEAST_PAIRS, UNDECIDED, decide, decide_all
+from cot.utils.comparisons import (
+    BASE,
+    JUDGED,
+    LEAST_CLUSTERS,
+    LEAST_LEVELS,
+    LEAST_PAIRS,
+    UNDECIDED,
+    decide,
+    decide_all,
+)
 
 PROGRESS_MARGIN = 0.1  # of the difference of Fisher's z
 RULE = " ".join(__doc__.split("\n\n", 1)[1].split())
@@ -52,14 +63,13 @@ def answer_questions(
         found = find("training", policy, "own", BASE, "own")
         verdicts.append(_judge("Does training help?", policy, found))
 
-    # whether the memory in training's prompts adds to training takes a control without it
+    # whether the memory in training's prompts adds to training takes a control without it, and each is
+    # prompted as it was trained: with own memory it would stand before prompts that it has never seen
     controls = [name for name, arm in trained_with.items() if arm == "none"]
     for policy in (name for name, arm in trained_with.items() if arm == "own"):
         for control in controls:
-            found = find("training", policy, "own", control, "own")
-            if found is None:
-                found = _mirror(find("training", control, "own", policy, "own"))
-            note = f" (against {control}, trained without memory)"
+            found = find("training", policy, "own", control, "none")
+            note = f" (own memory, against {control}, trained and asked without)"
             verdicts.append(_judge("Does training with memory help more?", policy, found, note))
         if not controls:
             interaction = find("interaction", policy, "own - none", BASE, "own - none")
@@ -82,16 +92,6 @@ def negate(effect: Mapping) -> dict:
     return {**effect, **{key: None if value is None else -value for key, value in turned.items()}}
 
 
-def _mirror(comparison: Mapping | None) -> dict | None:
-    """A comparison with its sides exchanged; what it says of breakage does not carry over."""
-    if comparison is None:
-        return None
-    return {
-        "n": comparison["n"],
-        "metrics": {name: negate(metric) for name, metric in comparison["metrics"].items()},
-    }
-
-
 def _judge(question: str, policy: str, comparison: Mapping | None, note: str = "") -> dict:
     asked = {"question": question, "policy": policy}
     if comparison is None or not comparison["n"]:
@@ -100,10 +100,15 @@ def _judge(question: str, policy: str, comparison: Mapping | None, note: str = "
         because = f"{comparison['n']} pairs are too few; it takes {LEAST_PAIRS}."
         return {**asked, "verdict": UNDECIDED, "because": because}
 
-    because = f"{_in_words(comparison)}; {comparison['n']} pairs{note};"
-    because += f" breakage {show_percent(comparison.get('breakage'))},"
-    because += f" repair {show_percent(comparison.get('repair'))}."
-    verdict = decide_all([comparison["metrics"][name] for name in JUDGED])
+    clusters = comparison["clusters"]
+    if clusters < LEAST_CLUSTERS:
+        because = f"{clusters} clusters are too few; it takes {LEAST_CLUSTERS}."
+        return {**asked, "verdict": UNDECIDED, "because": because}
+
+    because = f"{_in_words(comparison)}; {comparison['n']} pairs from {clusters} clusters{note};"
+    because += f" breakage {show_percent(comparison['breakage'])},"
+    because += f" repair {show_percent(comparison['repair'])}."
+    verdict = decide_all(list(_judged(comparison).values()))
     return {**asked, "verdict": verdict, "because": because}
 
 
@@ -131,14 +136,19 @@ def _judge_progress(policy: str, progress: Mapping | None, same_prompt_share: fl
     because += f" {show_interval(versus)} (n = {versus['n']}; negative is adaptive)."
     # Support is to fall as mastery grows, so the gain is the fall. Its n are students, not pairs: Student's t
     # makes the interval of few of them as wide as they deserve.
-    verdict = decide(negate(versus), below=PROGRESS_MARGIN, least=2)
+    verdict = decide(negate(versus), below=PROGRESS_MARGIN, least=LEAST_LEVELS)
     return {**asked, "verdict": verdict, "because": because}
+
+
+def _judged(comparison: Mapping) -> dict[str, dict]:
+    """The effects that a verdict looks at, by their names, each with the number of clusters."""
+    clusters = {"clusters": comparison["clusters"]}
+    return {label: comparison["metrics"][name] | clusters for name, label in JUDGED.items()}
 
 
 def _in_words(comparison: Mapping) -> str:
     parts = []
-    for name, label in JUDGED.items():
-        metric = comparison["metrics"][name]
+    for label, metric in _judged(comparison).items():
         p = "" if metric["p_holm"] is None else f", Holm p = {metric['p_holm']:.3f}"
         parts.append(f"{label} {show_interval(metric)}{p} ({decide(metric)})")
     return "; ".join(parts)
@@ -193,7 +203,7 @@ def render_evaluation(document: Mapping, figures: Sequence[str]) -> str:
     for verdict in summary["verdicts"]:
         because = verdict["because"][0].upper() + verdict["because"][1:]
         lines += ["", f"**{verdict['question']}** `{verdict['policy']}`: **{verdict['verdict']}**. {because}"]
-    lines += ["", "One training seed shows what this run did; a claim about training takes at least three."]
+    lines += ["", "One training seed shows what this run did; a claim about training takes at least five."]
     lines += ["", "## By policy and memory arm", "", *_main_table(summary["policies"])]
     lines += ["", "## Further measures", "", *_further_table(summary["policies"])]
     lines += ["", "## Paired comparisons", "", *_comparison_table(summary["comparisons"])]
@@ -245,10 +255,12 @@ def _further_table(tables: Mapping) -> list[str]:
 
 
 def _comparison_table(comparisons: Sequence[Mapping]) -> list[str]:
-    header = ["compared", "against", "pairs", "accuracy [95 %]", "Holm p", "fidelity [95 %]", "Holm p"]
+    header = ["compared", "against", "pairs", "clusters"]
+    header += ["accuracy [95 %]", "Holm p", "fidelity [95 %]", "Holm p"]
     rows = []
     for c in comparisons:
-        row = [f"{c['policy']}, {c['arm']}", f"{c['reference_policy']}, {c['reference_arm']}", c["n"]]
+        row = [f"{c['policy']}, {c['arm']}", f"{c['reference_policy']}, {c['reference_arm']}"]
+        row += [c["n"], c["clusters"]]
         for name in JUDGED:
             row += [show_interval(c["metrics"][name]), show_number(c["metrics"][name]["p_holm"])]
         rows.append([*row, show_percent(c.get("breakage")), show_percent(c.get("repair"))])

@@ -47,14 +47,58 @@ def test_arms_are_compared_answer_by_answer():
     (found,) = compare_all(records, ["base"], ["own", "none"])
     sides = ("kind", "policy", "arm", "reference_policy", "reference_arm")
     assert [found[key] for key in sides] == ["memory", "base", "own", "base", "none"]
-    assert (found["n"], found["reference_right"]) == (4, 2)
+    assert (found["n"], found["clusters"], found["reference_right"]) == (4, 2, 2)
     assert (found["broken"], found["repaired"]) == (1, 2)  # S003/q0 broken, S001/q1 and S003/q1 repaired
     assert found["breakage"] == pytest.approx(1 / 2)  # of the two that none got right, own broke one
     assert found["repair"] == pytest.approx(2 / 2)
     accuracy = found["metrics"]["correct"]
     assert set(accuracy) == {"n", "mean", "low", "high", "p", "p_holm"}
     assert accuracy["mean"] == pytest.approx(3 / 4 - 2 / 4)
-    assert accuracy["p"] == 1.0  # 2 against 1 of 3 discordant: 2 * P(X <= 1) = 1
+    # differences 0 and -1 at q0, 1 and 1 at q1: means -1/2 and 1, so 1/4 +- 12.7 * 3/4, cut at -1 and 1
+    assert (accuracy["low"], accuracy["high"]) == (-1.0, 1.0)
+    assert accuracy["p"] == pytest.approx(scipy.stats.ttest_1samp([-0.5, 1.0], 0).pvalue)
+
+
+def test_where_each_question_occurs_once_accuracy_has_the_exact_test():
+    sides = {"own": (True, True, True, False), "none": (False, False, True, True)}
+    records = [
+        planted_record(f"q{number}", "S001", arm, correct)
+        for arm, outcomes in sides.items()
+        for number, correct in enumerate(outcomes)
+    ]
+    (found,) = compare_all(records, ["base"], ["own", "none"])
+    assert found["metrics"]["correct"]["p"] == 1.0  # 2 against 1 of 3 discordant: 2 * P(X <= 1) = 1
+
+
+def test_a_pair_that_students_share_is_one_pair():
+    """Without memory two policies' texts are the same for every student, but their fit is not."""
+    rows = [
+        planted_record(f"q{number}", student, "none", policy=policy, prompt=f"q{number}", fidelity=fidelity)
+        for policy in ("base", "ipo")
+        for number in range(5)
+        for student, fidelity in (("S001", 0.0), ("S003", 1.0))
+    ]
+    (found,) = compare_all(rows, ["base", "ipo"], ["none"])
+    assert (found["n"], found["reference_right"], found["metrics"]["correct"]["n"]) == (5, 5, 5)
+    assert found["metrics"]["fidelity"]["n"] == 10
+
+
+def test_trained_policies_are_compared_as_each_was_prompted():
+    records = [
+        row
+        for policy in ("base", "ipo", "no_memory")
+        for arm, outcomes in (("own", OWN), ("none", NONE))
+        for row in planted(arm, outcomes, policy)
+    ]
+    found = [c for c in compare_all(records, ["base", "ipo", "no_memory"], ["own", "none"])]
+    (crossed,) = [
+        c
+        for c in found
+        if (c["policy"], c["arm"], c["reference_policy"], c["reference_arm"])
+        == ("ipo", "own", "no_memory", "none")
+    ]
+    assert crossed["kind"] == "training"
+    assert crossed["metrics"]["correct"]["mean"] == pytest.approx(3 / 4 - 2 / 4)
 
 
 def test_pairs_that_only_one_side_has_do_not_count():
@@ -98,8 +142,8 @@ def test_p_values_are_adjusted_over_the_metrics():
     own = planted("own", OWN, fidelity=1.0) + planted("none", NONE, fidelity=0.0)
     (found,) = compare_all(own, ["base"], ["own", "none"])
     tested = [m for m in found["metrics"].values() if m["p"] is not None]
-    assert found["metrics"]["fidelity"]["p"] == pytest.approx(0.125)  # 4 of 4 signs, two-sided
-    assert found["metrics"]["fidelity"]["p_holm"] == pytest.approx(min(1, 0.125 * len(tested)))
+    assert found["metrics"]["fidelity"]["p"] == pytest.approx(0.5)  # 2 of 2 questions' signs, two-sided
+    assert found["metrics"]["fidelity"]["p_holm"] == pytest.approx(min(1, 0.5 * len(tested)))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +153,9 @@ def test_p_values_are_adjusted_over_the_metrics():
         ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.2}, "undecided"),
         ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "yes"),
         ({"n": 19, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "undecided"),
+        ({"n": 400, "clusters": 9, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "undecided"),
+        ({"n": 400, "clusters": 10, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "yes"),
+        ({"n": 400, "clusters": 9, "low": -0.2, "high": 0.04}, "undecided"),
         ({"n": 50, "low": -0.2, "high": 0.04}, "no"),
         ({"n": 50, "low": -0.2, "high": 0.06}, "undecided"),
         ({"n": 50, "low": None, "high": None}, "undecided"),

@@ -32,8 +32,9 @@ from rl import runs
 from rl.lessons import Manner, calculations, explain
 from rl.moments import walk_textbook
 
-PROFILES = {name: load_profiles(PROFILES_DIR)[name] for name in ("S002", "S003", "S004", "S005", "S006")}
-CHAPTERS = [c for c in load_chapters() if c.id in ("addition", "multiplication", "two_step")]
+PROFILES = load_profiles(PROFILES_DIR)
+CHAPTERS = load_chapters()[:5]  # of two test templates each
+MOMENTS = 117  # three exercises in each; S001, in second grade, has not come to the fifth chapter
 
 
 # --- planted policies, through the script's own summary -------------------------------------------------
@@ -119,7 +120,7 @@ def test_a_planted_ignorer_shows_no_adaptation_and_no_specificity(shown):
     table = summary["policies"]["base"]["own"]
     assert table["memory_specificity"]["mean"] == 0.0 == table["memory_specificity"]["high"]
     who = table["profile_identification"]
-    assert who["n"] == 45 and who["chance"] == pytest.approx(0.2)
+    assert who["n"] == MOMENTS and who["chance"] == pytest.approx(1 / 8)
     for arm in ("none", "shuffled", "random", "time_shuffled"):
         assert summary["adaptivity"]["base"][arm]["p"] > 0.05
         assert summary["adaptivity"]["base"][arm]["statistic"] <= 0
@@ -136,7 +137,7 @@ def test_a_planted_follower_scores_full(shown):
     assert tables["own"]["profile_identification"]["top1"] > 0.5
     for arm in ("none", "shuffled", "random"):
         test = summary["adaptivity"]["base"][arm]
-        assert test["p"] == pytest.approx(1 / 2001) and test["n"] == 45 and test["statistic"] > 0
+        assert test["p"] == pytest.approx(1 / 2001) and test["n"] == MOMENTS and test["statistic"] > 0
         assert test["same_prompt_share"] == 0.0
     # the same student's style at another moment: a text that follows it does not change
     assert summary["adaptivity"]["base"]["time_shuffled"]["p"] == 1.0
@@ -167,7 +168,7 @@ def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown):
     records = records_of("base", shown, ignorer) + records_of("ipo", shown, fading)
     summary = summary_of(records, {"ipo": "own"})
     progress = summary["policies"]["ipo"]["own"]["progress"]
-    assert progress["n"] == 5 and progress["high"] < -0.8
+    assert progress["n"] == 8 and progress["high"] < -0.8
     assert progress["versus_time_shuffled"]["high"] < 0
     assert verdicts_of(summary)[adapts, "ipo"] == "yes"
     constant = records_of("base", shown, ignorer) + records_of("ipo", shown, follower)

@@ -20,6 +20,7 @@ from cot.utils.stats import wilson_interval
 
 def record(number, temperature, correct=True, perplexity=2.0, similarity=0.5, **more):
     base = {"question_id": f"q{number}", "temperature": temperature, "correct": correct, "error": None}
+    base |= {"policy": "base", "prompt": f"q{number}", "sample": 0}
     return base | {"perplexity": perplexity, "semantic_similarity": similarity} | more
 
 
@@ -110,6 +111,7 @@ def test_drawing_needs_no_screen_and_no_seaborn(tmp_path):
 def evaluated(policy, chapter, number, **changes):
     answer = {"policy": policy, "memory_arm": "own", "student_id": f"S{number % 2}", "error": None}
     answer |= {"question_id": f"{chapter}/{number // 2}", "chapter": chapter, "as_of": "2026-03-01T09:00:00Z"}
+    answer |= {"prompt": f"{chapter} {number}", "temperature": 0.7, "sample": 0}
     return (
         answer | {"fidelity": 0.5, "distinct_valid_equations": 4, "gold_steps": 2, "mastery": 0.4} | changes
     )

@@ -12,6 +12,7 @@ def comparison(kind="memory", arm="own", reference_arm="none", policy="base", re
     nothing = {"n": 40, "mean": 0.0, "low": -0.01, "high": 0.02, "p": 0.9, "p_holm": 0.9}
     gain = {"n": 40, "mean": 0.2, "low": 0.1, "high": 0.3, "p": 0.001, "p_holm": 0.002}
     found = {"kind": kind, "policy": policy, "arm": arm, "reference_policy": reference, "n": 40}
+    found |= {"clusters": 12}
     found |= {"reference_arm": reference_arm, "breakage": 0.1, "repair": None, "metrics": {}}
     found["metrics"] = {"correct": nothing, "fidelity": gain}
     return found | changes
@@ -21,7 +22,7 @@ def test_a_verdict_gives_its_numbers():
     (found,) = answer_questions({"base": {}}, [comparison()], {}, {})
     assert (found["question"], found["policy"], found["verdict"]) == (MEMORY, "base", "yes")
     assert "fidelity +0.200 [+0.100, +0.300], Holm p = 0.002 (yes)" in found["because"]
-    assert "40 pairs" in found["because"] and "breakage 10.0%, repair –" in found["because"]
+    assert "40 pairs from 12 clusters" in found["because"] and "breakage 10.0%, repair –" in found["because"]
 
 
 @pytest.mark.parametrize("pairs", [0, 19])
@@ -30,24 +31,28 @@ def test_a_handful_of_pairs_decides_nothing(pairs):
     assert found["verdict"] == "undecided"
 
 
+def test_few_templates_decide_nothing_however_many_pairs():
+    (found,) = answer_questions({"base": {}}, [comparison(clusters=9)], {}, {})
+    assert (found["verdict"], found["because"]) == ("undecided", "9 clusters are too few; it takes 10.")
+
+
 def test_what_was_not_run_is_undecided():
     (found,) = answer_questions({"base": {}}, [comparison(reference_arm="shuffled")], {}, {})
     assert found["verdict"] == "undecided" and "were not run" in found["because"]
 
 
-def test_a_control_is_compared_from_either_side():
+def test_a_control_is_compared_as_it_was_trained():
+    """Own memory against a control that is asked without; both with own memory decide nothing."""
     tables = {"base": {}, "ipo": {}, "no_memory": {}}
     trained = {"ipo": "own", "no_memory": "none"}
-    more = "Does training with memory help more?"
-    forward = comparison("training", "own", "own", "ipo", "no_memory")
-    turned = comparison("training", "own", "own", "no_memory", "ipo")
-    for given, verdict in (
-        (forward, "yes"),
-        (turned, "no"),
-    ):  # turned, fidelity falls and accuracy does not gain
-        (found,) = [v for v in answer_questions(tables, [given], trained, {}) if v["question"] == more]
+    both = comparison("training", "own", "own", "ipo", "no_memory")
+    as_trained = comparison("training", "own", "none", "ipo", "no_memory")
+    for given, verdict in ((as_trained, "yes"), (both, "undecided")):
+        found = answer_questions(tables, [given], trained, {})
+        (found,) = [v for v in found if v["question"] == "Does training with memory help more?"]
         assert (found["policy"], found["verdict"]) == ("ipo", verdict)
-    assert "fidelity -0.200 [-0.300, -0.100]" in found["because"]
+        if given is as_trained:
+            assert "own memory, against no_memory, trained and asked without" in found["because"]
 
 
 def test_without_a_control_the_interaction_is_told_and_decides_nothing():
@@ -73,9 +78,10 @@ def test_memory_that_is_cut_before_what_changes_is_told_from_a_policy_that_does_
 )
 def test_support_that_falls_as_mastery_grows_is_adaptation(low, high, verdict):
     progress = {"n": 8, "mean": -0.5, "low": -0.8, "high": -0.1}
-    progress["versus_time_shuffled"] = {"n": 8, "mean": (low + high) / 2, "low": low, "high": high}
-    found = answer_questions({"ipo": {"own": {"progress": progress}}}, [], {"ipo": "own"}, {})[-1]
-    assert (found["question"], found["verdict"]) == ("Does it adapt as the student learns?", verdict)
+    for students, expected in ((5, verdict), (4, "undecided")):
+        progress["versus_time_shuffled"] = {"n": students, "mean": -0.1, "low": low, "high": high}
+        found = answer_questions({"ipo": {"own": {"progress": progress}}}, [], {"ipo": "own"}, {})[-1]
+        assert (found["question"], found["verdict"]) == ("Does it adapt as the student learns?", expected)
 
 
 def test_an_arm_without_answers_is_a_row_of_dashes():

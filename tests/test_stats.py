@@ -11,18 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot.utils.stats import (
+    clustered_mean,
+    clustered_share,
     cosine_distances,
     fisher_z,
     holm,
     mcnemar_exact,
     mean_interval,
     permutation_test,
-    proportion,
     spearman,
-    two_way_cluster_bootstrap,
-    wilcoxon_p,
     wilson_interval,
 )
+
+
+def crossed(questions, students):
+    """The ways of a full design, question by question."""
+    return np.repeat(np.arange(questions), students), np.tile(np.arange(students), questions)
 
 
 def test_wilson_interval_by_hand():
@@ -46,55 +50,96 @@ def test_mcnemar_by_hand():
     assert mcnemar_exact(0, 0) == 1.0
 
 
-def test_a_share_is_wilsons_where_each_question_occurs_once_and_clustered_where_one_repeats():
-    once = proportion([True] * 8 + [False] * 2, ["s"] * 10, [f"q{n}" for n in range(10)])
-    assert once == {"n": 10, "mean": 0.8, "low": pytest.approx(0.490162), "high": pytest.approx(0.943318)}
-    # ten answers to one question are one question: no interval over questions can be narrower than none
-    outcomes, questions = [True] * 10 + [False] * 10, ["q0"] * 10 + ["q1"] * 10
-    repeated = proportion(outcomes, [f"s{n % 10}" for n in range(20)], questions)
-    assert (repeated["n"], repeated["mean"]) == (20, 0.5)
-    assert (repeated["low"], repeated["high"]) == (0.0, 1.0)
-    assert proportion([], [], []) == {"n": 0, "mean": None, "low": None, "high": None}
+def test_clusters_of_one_way_are_as_many_values_as_their_means():
+    """Five questions of four answers each: Student's t over the five means."""
+    means = [0.0, 0.25, 0.25, 0.75, 1.0]
+    values = np.array([float(place < 4 * mean) for mean in means for place in range(4)])
+    found = clustered_mean(values, [np.repeat(np.arange(5), 4)])
+    expected = scipy.stats.t.interval(0.95, 4, np.mean(means), scipy.stats.sem(means))
+    assert (found["n"], found["mean"]) == (20, pytest.approx(0.45))
+    assert (found["low"], found["high"]) == pytest.approx(expected)
+    assert found["p"] == pytest.approx(scipy.stats.ttest_1samp(means, 0).pvalue)
+    assert (clustered_mean(values, [np.repeat(np.arange(5), 4)], (0.0, 1.0))["low"]) == 0.0  # cut
 
 
-def test_cluster_bootstrap_equals_explicit_resampling_of_cells():
-    students, questions = ["a", "a", "b", "b", "c"], ["x", "y", "x", "y", "x"]  # (c, y) is missing
-    values = [1.0, 0.0, 0.5, 0.25, 2.0]
-    result = two_way_cluster_bootstrap(values, students, questions, n_resamples=500, seed=3)
-    rng = np.random.default_rng(3)
-    student_draws = rng.multinomial(3, [1 / 3] * 3, size=500)
-    question_draws = rng.multinomial(2, [1 / 2] * 2, size=500)
-    means = []
-    for draw_s, draw_q in zip(student_draws, question_draws, strict=True):
-        copies = []
-        for value, student, question in zip(values, students, questions, strict=True):
-            copies += [value] * int(draw_s["abc".index(student)] * draw_q["xy".index(question)])
-        means += [sum(copies) / len(copies)] if copies else []  # three times c and twice y draw no cell
-    assert len(means) < 500
-    assert result["n"] == 5
-    assert result["mean"] == pytest.approx(3.75 / 5)
-    assert (result["low"], result["high"]) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+def test_students_add_what_they_have_beyond_noise():
+    """Balanced questions x students by the mean squares of a two-way table (Clark 1973)."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(0, 1, (6, 1)) + rng.normal(0, 2, (1, 4)) + rng.normal(0, 0.5, (6, 4))  # (Q, S)
+    mean, q, s = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    rest = table - q[:, None] - s[None, :] + mean
+    square_q, square_s = 4 * ((q - mean) ** 2).sum() / 5, 6 * ((s - mean) ** 2).sum() / 3
+    noise = (rest**2).sum() / 15
+    assert square_s > noise
+    variance = (square_q + square_s - noise) / 24
+    free = (24 * variance) ** 2 / (square_q**2 / 5 + (square_s - noise) * square_s / 3)
+    half = scipy.stats.t.ppf(0.975, free) * math.sqrt(variance)
+    found = clustered_mean(table.ravel(), crossed(6, 4))
+    assert (found["low"], found["high"]) == pytest.approx((mean - half, mean + half))
+    assert found["p"] == pytest.approx(2 * scipy.stats.t.sf(abs(mean) / math.sqrt(variance), free))
 
 
-def test_cluster_bootstrap_is_wider_than_independent_cells_when_students_differ():
-    students = [str(student) for student in range(8) for _ in range(50)]
-    questions = [str(question) for _ in range(8) for question in range(50)]
-    values = [float(int(student) % 2) for student in students]  # all variance lies between students
-    result = two_way_cluster_bootstrap(values, students, questions)
-    # 8 students of variance 1/4: standard error sqrt(.25 / 8) = 0.177; 400 cells alone would give 0.025
-    assert result["high"] - result["low"] == pytest.approx(2 * 1.96 * 0.177, rel=0.2)
+def test_a_text_that_students_share_counts_once():
+    questions, students = crossed(30, 8)
+    text = np.random.default_rng(1).integers(0, 2, 30).astype(float)
+    found, once = (
+        clustered_mean(text[questions], (questions, students)),
+        clustered_mean(text, [np.arange(30)]),
+    )
+    assert (found["low"], found["high"], found["p"]) == pytest.approx((once["low"], once["high"], once["p"]))
 
 
-def test_cluster_bootstrap_without_spread_clusters_or_cells():
-    assert two_way_cluster_bootstrap([0.5] * 4, ["a", "a", "b", "b"], ["x", "y"] * 2) == {
-        "n": 4,
-        "mean": 0.5,
-        "low": 0.5,
-        "high": 0.5,
-    }
-    assert two_way_cluster_bootstrap([0.25], ["a"], ["x"])["low"] == 0.25
-    assert two_way_cluster_bootstrap([None, math.nan, 1.0], ["a", "b", "c"], ["x"] * 3)["n"] == 1
-    assert two_way_cluster_bootstrap([], [], []) == {"n": 0, "mean": None, "low": None, "high": None}
+def test_the_interval_is_wider_than_of_independent_cells_when_students_differ():
+    questions, students = crossed(50, 8)
+    found = clustered_mean((students % 2).astype(float), (questions, students))  # all lies between students
+    # 8 students of variance 2/7: standard error sqrt(2/7/8) = 0.189, t of 7 degrees 2.365; 400 cells: 0.025
+    assert found["high"] - found["low"] == pytest.approx(2 * 2.365 * 0.189, rel=0.001)
+
+
+def test_p_and_interval_agree():
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        values = rng.normal(0.2, 1, 80) + np.repeat(rng.normal(0, 0.3, 10), 8)
+        found = clustered_mean(values, crossed(10, 8))
+        assert (found["p"] < 0.05) == (found["low"] > 0 or found["high"] < 0)
+
+
+def test_missing_cells_are_weighed_as_they_are():
+    """With cells missing the mean is that of the values that are there, and the clusters are renumbered."""
+    questions, students = np.array([0, 0, 4, 4, 7]), np.array([0, 3, 0, 3, 0])
+    found = clustered_mean(np.array([1.0, 0.0, 0.5, 0.25, 2.0]), (questions, students))
+    assert found["mean"] == pytest.approx(3.75 / 5) and found["low"] < 0.75 < found["high"]
+
+
+def test_a_mean_without_spread_clusters_or_values():
+    same = clustered_mean(np.full(40, 0.5), crossed(10, 4))
+    assert same == {"n": 40, "mean": 0.5, "low": 0.5, "high": 0.5, "p": 2**-9}  # ten equal signs, two-sided
+    assert clustered_mean(np.zeros(40), crossed(10, 4))["p"] == 1.0
+    one = clustered_mean(np.array([0.25]), [np.zeros(1, int), np.zeros(1, int)])
+    assert one == {"n": 1, "mean": 0.25, "low": None, "high": None, "p": None}
+    nothing = clustered_mean(np.zeros(0), [np.zeros(0, int)])
+    assert nothing == {"n": 0, "mean": None, "low": None, "high": None, "p": None}
+
+
+def test_a_share_is_wilsons_of_as_many_answers_as_the_clusters_are_worth():
+    """Ten questions of four equal answers are ten answers; t of nine degrees stands for the normal."""
+    questions, students = crossed(10, 4)
+    right = (questions < 3).astype(float)
+    found = clustered_share(right, (questions, students))
+    variance, t = 0.3 * 0.7 / 9, scipy.stats.t.ppf(0.975, 9)
+    worth = 0.3 * 0.7 / variance
+    centre = (0.3 + t**2 / (2 * worth)) / (1 + t**2 / worth)
+    half = t * math.sqrt(0.21 / worth + t**2 / (4 * worth**2)) / (1 + t**2 / worth)
+    assert (found["n"], found["mean"]) == (40, pytest.approx(0.3))
+    assert (found["low"], found["high"]) == pytest.approx((centre - half, centre + half))
+
+
+def test_a_share_stays_within_0_and_1_and_has_an_interval_when_all_is_right():
+    found = clustered_share(np.ones(40), crossed(10, 4))
+    t = scipy.stats.t.ppf(0.975, 9)
+    assert (found["low"], found["high"]) == (pytest.approx(10 / (10 + t**2)), 1.0)
+    few = clustered_share((np.arange(40) == 0).astype(float), crossed(10, 4))
+    assert 0 <= few["low"] < 1 / 40 < few["high"] < 0.3
 
 
 def test_holm_by_hand():
@@ -112,25 +157,22 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
     assert by_p == sorted(by_p)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
-@settings(max_examples=60, deadline=None)
-def test_every_run_gives_strict_json(pairs):
-    values, questions = [float(a) for a, _ in pairs], ["q"] * len(pairs)
-    cells = two_way_cluster_bootstrap(values, list(map(str, pairs)), questions, n_resamples=50)
-    share = proportion([a for a, _ in pairs], list(map(str, pairs)), questions)
-    assert json.loads(json.dumps([cells, share], allow_nan=False)) == [cells, share]
-
-
-def test_the_signed_rank_test_is_scipys_and_exists_without_differences():
-    differences = [0.3, -0.1, 0.4, 0.2, 0.5, -0.2, 0.7]
-    assert wilcoxon_p(differences) == pytest.approx(scipy.stats.wilcoxon(differences).pvalue)
-    assert wilcoxon_p([0.0, 0.0]) == 1.0
-    assert wilcoxon_p([]) is None
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 2)), max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_every_run_gives_strict_json(answers):
+    values = np.array([float(right) for right, _, _ in answers])
+    ways = [np.array([answer[place] for answer in answers], dtype=int) for place in (1, 2)]
+    found = [clustered_mean(values, ways), clustered_share(values, ways)]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    for interval in found:
+        assert (
+            interval["low"] is None or interval["low"] <= interval["mean"] + 1e-9 <= interval["high"] + 2e-9
+        )
 
 
 def test_the_permutation_test_is_scipys_over_all_sign_flips():
     differences = np.array([0.4, 0.1, -0.2, 0.5, 0.3, 0.2])
-    found = permutation_test(differences, n_permutations=20_000)
+    found = permutation_test(differences, np.arange(6), n_permutations=20_000)
     exact = scipy.stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
     )
@@ -141,15 +183,23 @@ def test_the_permutation_test_is_scipys_over_all_sign_flips():
     assert found["p"] == pytest.approx(by_hand, abs=0.01)
 
 
+def test_pairs_of_one_cluster_swap_together():
+    """Three clusters of equal pairs: all signs alike in one of eight, and never rarer."""
+    p = permutation_test(np.full(30, 0.5), np.repeat(np.arange(3), 10), n_permutations=20_000)["p"]
+    assert p == pytest.approx(1 / 8, abs=0.01)
+
+
 def test_no_difference_has_p_1_and_one_everywhere_the_smallest():
-    assert permutation_test(np.full(6, 1e-8)) == {"n": 6, "statistic": 0.0, "p": 1.0}  # float32's noise
-    assert permutation_test(np.full(40, 0.5))["p"] == pytest.approx(1 / 2001)
-    assert permutation_test(np.zeros(0)) == {"n": 0, "statistic": None, "p": None}
+    noise = permutation_test(np.full(6, 1e-8), np.arange(6))  # float32's
+    assert noise == {"n": 6, "statistic": 0.0, "p": 1.0}
+    assert permutation_test(np.full(40, 0.5), np.arange(40))["p"] == pytest.approx(1 / 2001)
+    assert permutation_test(np.zeros(0), np.zeros(0, int)) == {"n": 0, "statistic": None, "p": None}
 
 
 def test_under_the_null_small_p_values_are_rare():
     rng = np.random.default_rng(3)
-    draws = [permutation_test(rng.normal(0, 0.5, 20), n_permutations=500)["p"] for _ in range(200)]
+    pairs = np.arange(20)
+    draws = [permutation_test(rng.normal(0, 0.5, 20), pairs, n_permutations=500)["p"] for _ in range(200)]
     assert sum(p <= 0.05 for p in draws) <= 20  # 10 expected of 200, standard deviation 3
 
 

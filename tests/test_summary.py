@@ -4,6 +4,7 @@ import pytest
 from conftest import planted_record
 
 from cot.utils.cli import PROFILES_DIR
+from cot.utils.stats import wilson_interval
 from cot.utils.students import load_profiles
 from cot.utils.summary import describe_arm, describe_policies, leak_rate, look_at, summarize
 
@@ -33,6 +34,32 @@ def test_counts_intervals_and_metrics():
     assert (tokens["n"], tokens["mean"], tokens["median"]) == (3, pytest.approx(40 / 3), 10)
     assert summary["token_weighted_nll"] == pytest.approx((10 * 0.5 + 30 * 1.5) / 40)
     assert "arms" not in summary
+
+
+def test_a_text_that_all_students_get_is_one_answer_of_the_arm():
+    """Ten questions to eight students: 80 answers with own memory, ten without."""
+    students = [f"S00{number}" for number in range(1, 9)]
+    rows = [
+        planted_record(f"q{q}", student, arm, correct=q < 4, prompt=f"q{q} {student if arm == 'own' else ''}")
+        for q in range(10)
+        for student in students
+        for arm in ("own", "none")
+    ]
+    arms = summarize(rows, load_profiles(PROFILES_DIR))["arms"]
+    assert (arms["own"]["n"], arms["none"]["n"]) == (80, 80)
+    assert arms["own"]["accuracy"]["canonical"]["n"] == 80
+    low, high = wilson_interval(4, 10)
+    assert arms["none"]["accuracy"]["canonical"] == {"n": 10, "mean": 0.4, "low": low, "high": high}
+    assert arms["none"]["metrics"]["output_tokens"]["n"] == 10
+    assert arms["none"]["metrics"]["fidelity"]["n"] == 80  # the same text fits one student and not another
+
+
+def test_exercises_of_one_template_are_one_cluster():
+    rows = [planted_record(f"addition/t{n % 5}/{n}", correct=n % 5 == 0) for n in range(20)]
+    found = summarize(rows, profiles={})["accuracy"]["canonical"]
+    wilson = wilson_interval(4, 20)
+    assert (found["n"], found["mean"]) == (20, 0.2)
+    assert found["low"] < wilson[0] and found["high"] > wilson[1]  # five templates, one of them all right
 
 
 @pytest.mark.parametrize("rows", [[], [planted_record("q0", **FAILED)]])

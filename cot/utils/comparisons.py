@@ -1,6 +1,7 @@
 """What a run's records show: arms and policies in pairs, fit to the right student, adaptation, verdicts.
 
 A comparison pairs two sides answer by answer: the same student, question, temperature and random numbers.
+Its intervals and tests are over clusters (`clusters.py`), as are all others here.
 Nothing here may enter a reward, but that `memory_margin` rewards specificity within one text.
 """
 
@@ -9,6 +10,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from cot.utils.clusters import OF_THE_STUDENT, Sample, effect_of, mean_of, number_clusters, observe
 from cot.utils.fidelity import fidelity
 from cot.utils.stats import (
     Interval,
@@ -19,8 +21,6 @@ from cot.utils.stats import (
     mean_interval,
     permutation_test,
     spearman,
-    two_way_cluster_bootstrap,
-    wilcoxon_p,
 )
 from cot.utils.students import Profile
 
@@ -39,6 +39,8 @@ METRICS = (
 )
 JUDGED = {"correct": "accuracy", "fidelity": "fidelity"}  # that a verdict looks at, and their names
 LEAST_PAIRS = 20  # a handful of alike answers would give an interval without width
+LEAST_CLUSTERS = 10  # templates or questions: fewer cannot speak for the others
+LEAST_LEVELS = 5  # students or training seeds, where Student's t is over them alone
 MARGIN = 0.05  # of accuracy and fidelity: a gain below five points is none worth having
 ALPHA = 0.05
 YES, NO, UNDECIDED = "yes", "no", "undecided"
@@ -61,28 +63,21 @@ def usable(records: Records) -> list[dict]:
     return [record for record in records if record["error"] is None]
 
 
-def clustered(records: Records, metric: str) -> Interval:
-    """Mean of a metric and its interval over students and questions; records without a value are left out."""
-    return two_way_cluster_bootstrap(
-        [None if record.get(metric) is None else float(record[metric]) for record in records],
-        students=[record.get("student_id") or "" for record in records],
-        questions=[record["question_id"] for record in records],
-    )
-
-
 def compare_all(records: Records, policies: Sequence[str], arms: Sequence[str]) -> list[dict]:
     """All comparisons that a run has both sides for.
 
     `memory`: within a policy own memory against every other arm, and every other arm against none.
     `training`: each trained policy against the base, and against each other trained one, with own memory and
-    without. `interaction`: what own memory gains over none in a trained policy, less what it gains in the
+    without; and a trained one with own memory against another without, so that each can be prompted as it was
+    trained. `interaction`: what own memory gains over none in a trained policy, less what it gains in the
     base.
 
     Returns:
-        For each `kind, policy, arm, reference_policy, reference_arm, n` pairs, `reference_right` of them,
-        `broken` and `repaired` counts, `breakage` = broken / reference right and `repair` = repaired /
-        reference wrong (PERG, arXiv 2509.19358), and `metrics`: for each metric `n, mean, low, high` of the
-        difference, `p` of the paired test and `p_holm`, adjusted over the comparison's metrics.
+        For each `kind, policy, arm, reference_policy, reference_arm, n` distinct pairs, `clusters` (questions
+        or templates), `reference_right` of the pairs, `broken` and `repaired` counts, `breakage` = broken /
+        reference right and `repair` = repaired / reference wrong (PERG, arXiv 2509.19358), and `metrics`: for
+        each metric `n, mean, low, high` of the difference, `p` and `p_holm`, adjusted over the comparison's
+        metrics.
     """
     by_side = {side: _cells(rows) for side, rows in group(records, "policy", "memory_arm").items()}
     trained = [policy for policy in policies if policy != BASE]
@@ -97,6 +92,9 @@ def compare_all(records: Records, policies: Sequence[str], arms: Sequence[str]) 
     pairs = [(policy, BASE) for policy in trained]
     pairs += [(first, second) for place, first in enumerate(trained) for second in trained[place + 1 :]]
     sides += [("training", (first, arm), (second, arm)) for first, second in pairs for arm in ("own", "none")]
+    sides += [
+        ("training", (one, "own"), (other, "none")) for one in trained for other in trained if one != other
+    ]
 
     comparisons = [
         {"kind": kind, **_named(one, other), **compare(by_side[one], by_side[other])}
@@ -111,19 +109,23 @@ def compare_all(records: Records, policies: Sequence[str], arms: Sequence[str]) 
 def compare(one: Cells, other: Cells) -> dict:
     """Two sides, cell by cell: counts, breakage, repair, and the metrics of `compare_all`."""
     keys = [key for key in one if key in other]
-    repaired = sum(one[key]["correct"] and not other[key]["correct"] for key in keys)
-    broken = sum(other[key]["correct"] and not one[key]["correct"] for key in keys)
-    right = sum(other[key]["correct"] for key in keys)
+    sides = [one[key] for key in keys], [other[key] for key in keys]
+    pairs = observe(*sides)
+    repaired = sum(first["correct"] and not second["correct"] for first, second in pairs.rows)
+    broken = sum(second["correct"] and not first["correct"] for first, second in pairs.rows)
+    n, right = len(pairs.rows), sum(second["correct"] for _, second in pairs.rows)
 
-    metrics = {name: _difference([(one, other)], name, keys) for name in METRICS}
-    metrics["correct"]["p"] = mcnemar_exact(repaired, broken) if keys else None
+    metrics = _test_metrics(pairs, observe(*sides, by_student=True), signs=(1, -1))
+    if n and pairs.clusters == n:  # each question once: the exact test
+        metrics["correct"]["p"] = mcnemar_exact(repaired, broken)
     return {
-        "n": len(keys),
+        "n": n,
+        "clusters": pairs.clusters,
         "reference_right": right,
         "broken": broken,
         "repaired": repaired,
         "breakage": broken / right if right else None,
-        "repair": repaired / (len(keys) - right) if len(keys) > right else None,
+        "repair": repaired / (n - right) if n > right else None,
         "metrics": _adjusted(metrics),
     }
 
@@ -134,18 +136,23 @@ def decide(
     """yes, no or undecided: THE rule of every verdict.
 
     Args:
-        effect: `n`, the 95 % interval `low`, `high`, and `p_holm` where there is a test.
+        effect: `n`, the 95 % interval `low`, `high`; `clusters` where the interval is over questions or
+            templates, and `p_holm` where there is a test.
         above: yes where the whole interval lies above it, and the test, if any, has p < 0.05.
         below: no where the whole interval lies below it.
-        least: observations below which nothing is decided.
+        least: observations below which nothing is decided; nor is it below `LEAST_CLUSTERS`.
 
     >>> spans = (0.01, 0.2), (-0.2, 0.04), (-0.1, 0.2)
     >>> [decide({"n": 99, "low": low, "high": high}) for low, high in spans]
     ['yes', 'no', 'undecided']
     >>> decide({"n": 5, "low": 0.1, "high": 0.2})  # too few
     'undecided'
+    >>> decide({"n": 400, "clusters": 5, "low": 0.1, "high": 0.2})  # 400 answers to five questions
+    'undecided'
     """
     if effect is None or effect["low"] is None or effect["n"] < least:
+        return UNDECIDED
+    if effect.get("clusters") is not None and effect["clusters"] < LEAST_CLUSTERS:
         return UNDECIDED
     if effect["low"] > above:
         return YES if (effect.get("p_holm") or 0.0) < ALPHA else UNDECIDED
@@ -206,19 +213,15 @@ def fit_to_students(records: Records, profiles: Mapping[str, Profile]) -> tuple[
     """Memory specificity, the main claim, and profile identification, over sample 0 of each cell.
 
     Returns:
-        The mean specificity with its two-way clustered interval, `{n, mean, low, high}`; and over the
+        The mean specificity with its interval over clusters, `{n, mean, low, high}`; and over the
         students that the records speak of, `{n, top1, mrr, chance}`, where a text that is the same for all
         has exactly the chance, 1 / students.
     """
     first = [record for record in usable(records) if record["sample"] == 0]
     students = sorted({record["student_id"] for record in first})
     judged = judge_fits(first, {student: profiles[student] for student in students})
-    specificity = two_way_cluster_bootstrap(
-        [fit["specificity"] for fit in judged],
-        students=[record["student_id"] for record in first],
-        questions=[record["question_id"] for record in first],
-    )
-    return specificity, {
+    marked = [record | fit for record, fit in zip(first, judged, strict=True)]
+    return mean_of(observe(marked, by_student=True), "specificity"), {
         "n": len(first),
         "top1": statistics.fmean(fit["identification"] for fit in judged) if judged else None,
         "mrr": statistics.fmean(fit["reciprocal_rank"] for fit in judged) if judged else None,
@@ -231,7 +234,8 @@ def adaptivity(records: Records, embedder) -> dict[str, dict]:
 
     T = mean distance(own, ablated) - mean distance(own, its own resample), with the resample's random
     numbers in the ablated text. Where the memory does not matter, the two are alike, and their labels are
-    swapped at random, cell by cell. Only cells with a temperature above 0 and two samples count.
+    swapped at random, question by question: cells of one question share random numbers, and without memory
+    the text itself. Only cells with a temperature above 0 and two samples count.
 
     Returns:
         By ablated arm `n, statistic, p, p_holm`, and `same_prompt_share`, of the moments at which its prompt
@@ -254,12 +258,14 @@ def adaptivity(records: Records, embedder) -> dict[str, dict]:
         triples = [
             [cells.get((side, *cell, sample)) for side, sample in sides] for cell in own if cell[2] > 0
         ]
-        texts = [[r["generated_text"] for r in triple] for triple in triples if None not in triple]
-        texts = [triple for triple in texts if all(text.strip() for text in triple)]
-        first, again, ablated = (embedder.encode([triple[place] for triple in texts]) for place in range(3))
+        triples = [triple for triple in triples if None not in triple]
+        triples = [triple for triple in triples if all(r["generated_text"].strip() for r in triple)]
+        first, again, ablated = (
+            embedder.encode([triple[place]["generated_text"] for triple in triples]) for place in range(3)
+        )
 
         moved = cosine_distances(first, ablated) - cosine_distances(first, again)  # (N,)
-        found[arm] = permutation_test(moved)
+        found[arm] = permutation_test(moved, number_clusters([own["question_id"] for own, *_ in triples]))
         found[arm]["same_prompt_share"] = statistics.fmean(same) if same else None
     return _adjusted(found)
 
@@ -325,30 +331,19 @@ def _cells(records: Records) -> Cells:
 
 def _interaction(by_side: dict[tuple, Cells], policy: str) -> dict:
     """(own - none) of the trained policy minus (own - none) of the base, cell by cell."""
-    sides = [(by_side[name, "own"], by_side[name, "none"]) for name in (policy, BASE)]
-    keys = [key for key in sides[0][0] if all(key in cells for side in sides for cells in side)]
-    metrics = {name: _difference(sides, name, keys) for name in METRICS}
+    sides = [by_side[name, arm] for name in (policy, BASE) for arm in ("own", "none")]
+    keys = [key for key in sides[0] if all(key in cells for cells in sides)]
+    records = [[cells[key] for key in keys] for cells in sides]
+
+    rows = observe(*records)
+    metrics = _test_metrics(rows, observe(*records, by_student=True), signs=(1, -1, -1, 1))
     named = _named((policy, "own - none"), (BASE, "own - none"))
-    return {"kind": "interaction", **named, "n": len(keys), "metrics": _adjusted(metrics)}
+    counts = {"n": len(rows.rows), "clusters": rows.clusters}
+    return {"kind": "interaction", **named, **counts, "metrics": _adjusted(metrics)}
 
 
-def _difference(sides: Sequence[tuple[Cells, Cells]], name: str, keys: Sequence[tuple]) -> dict:
-    """Mean difference of a metric, of one pair of sides, or of the first pair minus the second's."""
-    values: dict[tuple, float] = {}
-    for key in keys:
-        pairs = [(one[key].get(name), other[key].get(name)) for one, other in sides]
-        if not any(value is None for pair in pairs for value in pair):
-            gains = [float(one) - float(other) for one, other in pairs]
-            values[key] = gains[0] - gains[1] if len(gains) > 1 else gains[0]
-    interval = two_way_cluster_bootstrap(
-        list(values.values()), students=[key[0] for key in values], questions=[key[1] for key in values]
-    )
-
-    # repeats of one item are no independent evidence
-    items: dict[tuple, list[float]] = defaultdict(list)
-    for key, value in values.items():
-        items[key[:2]].append(value)
-    return {**interval, "p": wilcoxon_p([statistics.fmean(item) for item in items.values()])}
+def _test_metrics(texts: Sample, by_student: Sample, signs: Sequence[int]) -> dict[str, dict]:
+    return {name: effect_of(by_student if name in OF_THE_STUDENT else texts, name, signs) for name in METRICS}
 
 
 def _adjusted(tests: dict[str, dict]) -> dict[str, dict]:

@@ -6,8 +6,8 @@ Matplotlib is imported when a figure is made; no window system is asked.
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from cot.utils.clusters import mean_of, observe, share_of
 from cot.utils.files import read_json_lines
-from cot.utils.stats import proportion, two_way_cluster_bootstrap
 
 WIDTH, HEIGHT, DPI = 8.0, 5.0, 120
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: for all eyes
@@ -147,14 +147,7 @@ def _draw_accuracy(records: Sequence[dict], path: Path) -> Path:
     temperatures = sorted({record["temperature"] for record in records})
     for number, (arm, rows) in enumerate(arms.items()):
         groups = _grouped(rows, lambda record: record["temperature"])
-        cells = [
-            proportion(
-                [bool(row["correct"]) for row in group],
-                students=[row.get("student_id") or "" for row in group],
-                questions=[row["question_id"] for row in group],
-            )
-            for group in groups.values()
-        ]
+        cells = [share_of(observe(group)) for group in groups.values()]
         counts = sorted({cell["n"] for cell in cells})
         span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         places = [temperatures.index(key) + 0.08 * (number - (len(arms) - 1) / 2) for key in groups]
@@ -213,7 +206,10 @@ def _draw_policies(tables: Mapping, path: Path) -> Path:
 
 
 def _draw_chapters(records: Sequence[dict], path: Path) -> Path:
-    """Fidelity and support over the chapters with 95 % intervals, own memory; the mastery to be followed."""
+    """Fidelity and support over the chapters, own memory; the mastery to be followed.
+
+    The 95 % intervals are over students and exercises, not over a chapter's two templates.
+    """
     figure, axes = new_figure(2, width=12, height=5.5)
     rows = [r for r in records if r["memory_arm"] == "own" and r["error"] is None]
     rows = [r | {"support": r["distinct_valid_equations"] / r["gold_steps"]} for r in rows]
@@ -224,11 +220,7 @@ def _draw_chapters(records: Sequence[dict], path: Path) -> Path:
         places, cells = [], []
         for place, chapter in enumerate(chapters):
             found = [row for row in rows if (row["policy"], row["chapter"]) == (policy, chapter)]
-            cell = two_way_cluster_bootstrap(
-                [row[metric] for row in found],
-                students=[row["student_id"] for row in found],
-                questions=[row["question_id"] for row in found],
-            )
+            cell = mean_of(observe(found, by_student=True, templates=False), metric)
             if cell["n"]:
                 places.append(place + 0.06 * (number - (len(policies) - 1) / 2))
                 cells.append(cell)

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from cot.utils.answers import majority_vote, pass_at_k, score_answer
+from cot.utils.clusters import OF_THE_STUDENT, Sample, mean_of, observe, share_of
 from cot.utils.comparisons import (
-    clustered,
     compare_all,
     fit_to_students,
     group,
@@ -15,7 +15,6 @@ from cot.utils.comparisons import (
     usable,
 )
 from cot.utils.memory_arms import ARMS
-from cot.utils.stats import Interval, proportion
 from cot.utils.students import Profile
 
 SCORERS = {"canonical": "correct", "strict": "strict_correct", "flexible": "flexible_correct"}
@@ -99,6 +98,8 @@ def describe_arm(records: Records, profiles: Mapping[str, Profile]) -> dict:
 def describe(records: Records) -> dict:
     """Counts, the three scorers' accuracy, and each metric that the records have."""
     valid = usable(records)
+    texts = observe(valid)
+    by_student = observe(valid, by_student=True) if any("student_id" in record for record in valid) else texts
     summary = {
         "n": len(valid),
         "errors": len(records) - len(valid),
@@ -106,14 +107,17 @@ def describe(records: Records) -> dict:
         "unparsed": sum(record["predicted_answer"] is None for record in valid),
         "unmarked": sum(record["answer_mark"] in UNMARKED for record in valid),
         "empty": sum(not record["generated_text"].strip() for record in valid),
-        "accuracy": {name: _accuracy(valid, key) for name, key in SCORERS.items()},
-        "accuracy_finished": _accuracy([r for r in valid if not r["truncated"]], "correct"),
+        "accuracy": {name: share_of(texts, key) for name, key in SCORERS.items()},
+        "accuracy_finished": share_of(observe([r for r in valid if not r["truncated"]]), "correct"),
     }
     if any(record["sample"] > 0 for record in records):
         summary["repeats"] = _describe_repeats(valid)
 
     present = [metric for metric in METRICS if any(metric in record for record in valid)]
-    summary["metrics"] = {metric: _describe_metric(valid, metric) for metric in present}
+    summary["metrics"] = {
+        metric: _describe_metric(by_student if metric in OF_THE_STUDENT else texts, metric)
+        for metric in present
+    }
 
     tokens = sum(record["output_tokens"] for record in valid)
     nll = sum(record["mean_nll"] * record["output_tokens"] for record in valid if record["output_tokens"])
@@ -129,7 +133,7 @@ def look_at(records: Records, max_new_tokens: int) -> list[str]:
         max_new_tokens: at which an answer was cut off.
     """
     valid = usable(records)
-    accuracy = _accuracy(valid, "correct")
+    accuracy = share_of(observe(valid), "correct")
     share = "–" if accuracy["mean"] is None else f"{accuracy['mean']:.1%}"
     if accuracy["low"] is not None:
         share += f" [{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
@@ -157,17 +161,9 @@ def leak_rate(records: Records) -> float | None:
     )
 
 
-def _accuracy(records: Records, key: str) -> Interval:
-    return proportion(
-        [bool(record[key]) for record in records],
-        students=[record.get("student_id") or "" for record in records],
-        questions=[record["question_id"] for record in records],
-    )
-
-
-def _describe_metric(records: Records, metric: str) -> dict:
-    interval = clustered(records, metric)
-    values = [record[metric] for record in records if record.get(metric) is not None]
+def _describe_metric(sample: Sample, metric: str) -> dict:
+    interval = mean_of(sample, metric)
+    values = [record[metric] for (record,) in sample.rows if record.get(metric) is not None]
     return {
         "n": interval["n"],
         "mean": interval["mean"],
@@ -215,7 +211,7 @@ def _describe_repeats(records: Records) -> dict:
             )
             for j in sorted({1, k})
         },
-        "majority_vote": _accuracy(voted, "correct"),
+        "majority_vote": share_of(observe(voted)),
     }
 
 
