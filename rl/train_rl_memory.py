@@ -142,25 +142,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def load_base(args: argparse.Namespace, source, processes):
-    """Model and tokenizer on this process's device."""
-    from cot.utils.models import load_model
-    from rl.rollouts import make_generation_neutral
-    from rl.trainer import weights_are_sharded
-
-    # where all weights are trained on a GPU, they are the optimizer's and stay float32
-    dtype = "float32" if args.preset == "gpu" and not args.use_peft else "auto"
-    # of a model that is spread over devices, the trainer brings each part to its place
-    device = "cpu" if weights_are_sharded() else str(processes.device)
-    model, tokenizer = load_model(source, device, dtype)
-
-    set_aside = make_generation_neutral(model, tokenizer)
-    if set_aside and processes.is_main_process:
-        named = ", ".join(f"{name} {value}" for name, value in set_aside.items())
-        print(f"generation settings of the model that are not used: {named}", flush=True)
-    return model, tokenizer
-
-
 def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, room: int):
     """The rows in the order in which training sees them, and how many moments were dropped."""
     from rl.moments import build_rows, draw_arms
@@ -180,19 +161,6 @@ def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, 
     return repeated[: len(moments)], dropped
 
 
-def train_to_the_end(trainer, checkpoint: Path | None) -> None:
-    """Trains, from the checkpoint where there is one; a full memory becomes one line with what fits."""
-    from cot.utils.models import is_out_of_memory
-    from rl.trainer import smaller_batch
-
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"out of memory; try {smaller_batch(trainer.args)}", EXIT_UNEXPECTED) from error
-
-
 def run(args: argparse.Namespace) -> int:
     """Flags to moments to rows to trainer to model; returns the exit code."""
     from rl.moments import fingerprint_questions, fingerprint_students, load_arms, plan_prompts
@@ -204,22 +172,22 @@ def run(args: argparse.Namespace) -> int:
     arms = load_arms(args)
     train, held_out, data = pick_moments(args, arms)
 
-    from cot.utils.models import context_length, describe_model, end_token_ids, keep_freed_memory
-    from rl.alarms import Alarms
     from rl.rewards import RewardTable, reward_parts
     from rl.runs import open_run
     from rl.trainer import (
         Recorder,
         Signals,
         keep_reference,
+        load_base,
+        make_alarms,
         make_evaluator,
         make_trainer,
         start_processes,
+        train_to_the_end,
         weights_are_sharded,
     )
 
     # where the run lies, and whether it continues one
-    keep_freed_memory()
     processes = start_processes()
     config = make_config(args, processes.num_processes)
     identity = {name: flags_of(args)[name] for name in IDENTITY}
@@ -231,8 +199,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"model: {source.name}\ndata:  {args.dataset}\nrun:   {folder}", flush=True)
 
     # the model and its prompts
-    model, tokenizer = load_base(args, source, processes)
-    shape, room = plan_prompts(args, context_length(model))
+    model, tokenizer, described = load_base(args, source, processes)
+    shape, room = plan_prompts(args, described["context_length"])
     rows, dropped = build_data(args, tokenizer, arms, train, shape, room)
     eval_arm = "none" if args.memory == "none" else "own"
     record = run_folder.begin(
@@ -243,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
             "dropped": dropped,
             "eval": f"{len(held_out)} held-out exercises ({data.held_out}), memory: {eval_arm}",
             "held_out": data.held_out_ids,
-            "model": describe_model(source, model),
+            "model": described,
         },
         device=str(processes.device),
     )
@@ -268,17 +236,11 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             base_file=folder / "eval_base.json",
         )
-    alarms = Alarms(
-        max_completion_length=args.max_completion_length,
-        masked=config.mask_truncated_completions,
-        tokenizer=tokenizer,
-        end_ids=end_token_ids(model, tokenizer),
-    )
     signals = Signals()
     recorder = Recorder(
         metrics=folder / "metrics.jsonl",
         table=table,
-        alarms=alarms,
+        alarms=make_alarms(config, model, tokenizer),
         signals=signals,
         evaluate=evaluate,
         eval_every=args.eval_every,

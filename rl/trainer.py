@@ -17,15 +17,21 @@ from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from cot.utils.engine import TransformersEngine
-from cot.utils.errors import EXIT_SIGNAL
+from cot.utils.errors import EXIT_SIGNAL, EXIT_UNEXPECTED, UserError
 from cot.utils.files import append_json_lines, read_json, read_json_lines, write_json
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.model_names import ModelSource
-from cot.utils.models import end_token_ids
+from cot.utils.models import (
+    describe_model,
+    end_token_ids,
+    is_out_of_memory,
+    keep_freed_memory,
+    load_model,
+)
 from cot.utils.runner import Row, answer_now
 from rl.alarms import Alarms
 from rl.rewards import RewardTable
-from rl.rollouts import MemoryTrainer, end_in_vllm
+from rl.rollouts import MemoryTrainer, end_in_vllm, make_generation_neutral
 from rl.runs import mark_complete
 
 
@@ -34,6 +40,7 @@ def start_processes():
 
     From here on no library draws progress bars: the run's own lines say what goes on.
     """
+    keep_freed_memory()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     return PartialState(cpu=not torch.cuda.is_available())
@@ -42,6 +49,24 @@ def start_processes():
 def weights_are_sharded() -> bool:
     """Whether FSDP or DeepSpeed, chosen by the launcher, spreads the weights over the processes."""
     return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
+
+
+def load_base(args, source: ModelSource, processes):
+    """Model and tokenizer on this process's device, and what a result file records about the model.
+
+    One line says which of the checkpoint's generation settings are set aside.
+    """
+    # where all weights are trained on a GPU, they are the optimizer's and stay float32
+    dtype = "float32" if args.preset == "gpu" and not args.use_peft else "auto"
+    # of a model that is spread over devices, the trainer brings each part to its place
+    device = "cpu" if weights_are_sharded() else str(processes.device)
+    model, tokenizer = load_model(source, device, dtype)
+
+    set_aside = make_generation_neutral(model, tokenizer)
+    if set_aside and processes.is_main_process:
+        named = ", ".join(f"{name} {value}" for name, value in set_aside.items())
+        print(f"generation settings of the model that are not used: {named}", flush=True)
+    return model, tokenizer, describe_model(source, model)
 
 
 def keep_reference(
@@ -83,6 +108,26 @@ def make_trainer(args, config, model, tokenizer, rows: list[dict], table, record
     )
     trainer.remove_callback(transformers.PrinterCallback)  # the recorder prints a shorter line
     return trainer
+
+
+def make_alarms(config: GRPOConfig, model, tokenizer) -> Alarms:
+    """What watches the run's metrics."""
+    return Alarms(
+        max_completion_length=config.max_completion_length,
+        masked=config.mask_truncated_completions,
+        tokenizer=tokenizer,
+        end_ids=end_token_ids(model, tokenizer),
+    )
+
+
+def train_to_the_end(trainer, checkpoint: Path | None) -> None:
+    """Trains, from the checkpoint where there is one; a full memory becomes one line with what fits."""
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; try {smaller_batch(trainer.args)}", EXIT_UNEXPECTED) from error
 
 
 def smaller_batch(config: GRPOConfig) -> str:
