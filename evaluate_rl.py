@@ -22,6 +22,7 @@ from pathlib import Path
 from cot.utils.cli import (
     COT_PROMPT,
     DATA_DIR,
+    MIN_SIMILARITY,
     Distinct,
     OneLineParser,
     add_generation_flags,
@@ -36,7 +37,7 @@ ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]
 # Settings that are those of the first policy's training unless a flag names them, and their values where no
 # policy has a training run.
 AS_TRAINED = {"cot_prompt": COT_PROMPT, "chapters": ["all"], "max_new_tokens": 256, "memory_tokens": 256}
-AS_TRAINED |= {"top_k": 2, "min_similarity": 0.2, "memory_half_life": None}
+AS_TRAINED |= {"top_k": 2, "min_similarity": MIN_SIMILARITY, "memory_half_life": None}
 
 
 def trained(text: str) -> tuple[str | None, str]:

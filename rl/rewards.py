@@ -18,7 +18,7 @@ from cot.utils import metrics
 from cot.utils.answers import score_answer
 from cot.utils.equations import equations
 from cot.utils.errors import UserError
-from cot.utils.fidelity import copying, fidelity, names_student
+from cot.utils.fidelity import MAX_COPYING, copying, fidelity, names_student
 from cot.utils.files import append_json_lines
 from cot.utils.students import Profile
 
@@ -34,7 +34,6 @@ DEFAULT_WEIGHTS = {
 # A tutor policy that is right half of the time hears little of fit beside the noise of being right or wrong;
 # a correct generic answer still has at least 1 - 0.5 - 0.2 = 0.3, a wrong one at most 0.1.
 TUTOR_WEIGHTS = DEFAULT_WEIGHTS | {"fidelity": 1.0, "memory_margin": 0.5}
-MAX_COPYING = 0.2  # share of 8-grams from the memory above which fit counts nothing
 SOFT_SHARE = 0.2  # of the completion's budget, at its end, over which `overlong` falls from 0 to -1
 REPETITION_NGRAM = 3
 # What scoring a text can raise: a gold answer that does not parse, broken arithmetic, a missing column.

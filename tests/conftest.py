@@ -20,6 +20,17 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CANARY_SECRET": "canary-9b1c"}
 LINES = ["Ann has 3 apples and buys 4 more.", "How many apples has she now?", "3 + 4 = 7", "#### 7"]
+FIRST_KEYS = [  # of every record, in this order
+    "index",
+    "temperature",
+    "question",
+    "gold_solution",
+    "retrieved_profile",
+    "generated_text",
+    "output_tokens",
+    "perplexity",
+    "semantic_similarity",
+]
 
 
 def make_tokenizer():

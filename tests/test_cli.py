@@ -207,6 +207,7 @@ def test_a_signal_ends_a_script_with_128_and_its_number_after_what_must_be_saved
 
 
 def test_no_handler_of_errors_takes_a_signal_for_one():
+    # a library may catch every Exception: a signal must get past it
     done = run_body("try: os.kill(os.getpid(), signal.SIGTERM)", "except Exception: pass")
     assert done.returncode == 128 + signal.SIGTERM
 

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from conftest import make_completion
+from conftest import FIRST_KEYS, make_completion
 
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.memory_arms import Moment, StudentMemory
@@ -13,17 +13,6 @@ from cot.utils.records import make_record
 from cot.utils.runner import Row
 from cot.utils.students import load_profiles
 
-FIRST_KEYS = [
-    "index",
-    "temperature",
-    "question",
-    "gold_solution",
-    "retrieved_profile",
-    "generated_text",
-    "output_tokens",
-    "perplexity",
-    "semantic_similarity",
-]
 QUESTION = Question(
     "q7",
     "Tom has 12 pears, eats 5 and buys 1. How many has he?",

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from conftest import (
+    FIRST_KEYS,
     long_context,
     only,
     read_strictly,
@@ -22,17 +23,6 @@ from conftest import (
 from cot import run_baseline_cot, run_baseline_faiss
 from cot.utils.cli import PROFILES_DIR, REPO_ROOT
 
-FIRST_KEYS = [
-    "index",
-    "temperature",
-    "question",
-    "gold_solution",
-    "retrieved_profile",
-    "generated_text",
-    "output_tokens",
-    "perplexity",
-    "semantic_similarity",
-]
 SMALL = ["--dataset", "textbook", "--device", "cpu", "--max_new_tokens", "24"]
 
 

@@ -15,6 +15,7 @@ from cot.utils.errors import EXIT_OK, EXIT_USAGE, Interrupted, UserError, raise_
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DATA_DIR = REPO_ROOT / "data"
 PROFILES_DIR = REPO_ROOT / "profiles"
+MIN_SIMILARITY = 0.2  # cosine below which a past exercise is left out of a memory
 COT_PROMPT = (
     "Solve the problem step by step, one short step on each line. "
     "Then write the final answer alone on the last line as '#### ' and the number."
@@ -217,7 +218,7 @@ def add_memory_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min_similarity",
         type=number(float, -1, 1),
-        default=0.2,
+        default=MIN_SIMILARITY,
         metavar="COSINE",
         help="leave out past exercises whose cosine similarity to the question is lower",
     )

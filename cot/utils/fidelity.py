@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_SENTENCE_WORDS = 12
 MAX_WORDS = 60
 NGRAM = 8
+MAX_COPYING = 0.2  # share of a text's 8-grams from the memory, above which the text counts as copied
 
 _ORDINALS = (
     *("first", "second", "third", "fourth", "fifth", "sixth"),

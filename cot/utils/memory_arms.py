@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cot.utils.cli import MIN_SIMILARITY
 from cot.utils.mastery import Memory, consolidate, mastery_by_skill, render_memory
 from cot.utils.prompts import Prompt, body_tokens, build_prompt, fit_lines
 from cot.utils.questions import Question
@@ -24,7 +25,6 @@ from cot.utils.students import END, Interaction, Profile, render_profile
 from cot.utils.textbook import load_chapters
 
 ARMS = ("own", "none", "shuffled", "random", "time_shuffled")
-MIN_SIMILARITY = 0.2  # cosine below which a past exercise is left out
 QUESTION_CHARACTERS = 160  # of a past exercise, in a prompt
 # The order of a memory's lines, so that a budget cuts what matters least: who the student is and what it
 # wishes, where it stands with the skill at hand, the rest of the profile, more consolidated memory, past

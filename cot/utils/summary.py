@@ -14,6 +14,7 @@ from cot.utils.comparisons import (
     track_progress,
     usable,
 )
+from cot.utils.fidelity import MAX_COPYING
 from cot.utils.memory_arms import ARMS
 from cot.utils.students import Profile
 
@@ -36,7 +37,6 @@ METRICS = (
     "base_nll",
 )
 BRIEF = {"accuracy": "correct", "fidelity": "fidelity", "scaffold_fit": "scaffold_fit"}  # of a part's records
-MAX_COPYING = 0.2  # share of a text's 8-grams from the memory, above which it counts as copied
 MANY_CUT = 0.2  # share of answers, above which being cut off, or unmarked, is worth a line
 UNMARKED = ("last_number", None)  # marks of an answer that are none
 MAX_SHARE = 0.05  # of texts that copy, or name the student or grade, above which an alarm is raised
