@@ -25,7 +25,15 @@ BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TUTOR = DATA_DIR / "policies" / "tutor"  # not data/tutor/, where its results lie
 GPU_MODEL = "Qwen/Qwen-7B"
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "qwen.tiktoken")
+TOKENIZER_FILES = (  # one of these groups is a tokenizer
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("qwen.tiktoken",),
+)
 UNSAFE_IN_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 SAMPLE_BYTES = 1 << 16
 SAMPLES = 64
@@ -229,6 +237,9 @@ def _resolve_folder(name: str, kind: str, folder: Path, revision: str) -> ModelS
     problem = _find_weight_problem(folder)
     if problem:
         raise UserError(f"--model_name {name}: {problem}")
+    if not _has_tokenizer(folder):
+        expected = ", ".join(" with ".join(group) for group in TOKENIZER_FILES)
+        raise UserError(f"--model_name {name}: no tokenizer in {folder}: expected one of {expected}")
     return ModelSource(name, kind, folder, revision)
 
 
@@ -276,7 +287,11 @@ def _find_cached(name: str) -> Path | None:
 def _is_complete(folder: Path) -> bool:
     if (folder / "adapter_config.json").is_file():
         return (folder / "adapter_model.safetensors").is_file()
-    return not _find_weight_problem(folder) and any((folder / file).is_file() for file in TOKENIZER_FILES)
+    return not _find_weight_problem(folder) and _has_tokenizer(folder)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(all((folder / file).is_file() for file in group) for group in TOKENIZER_FILES)
 
 
 def _ask_hub(name: str) -> tuple[str, bool]:

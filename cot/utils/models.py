@@ -8,7 +8,6 @@ Every model comes back in eval mode, with a pad token and left padding.
 import ctypes
 import errno
 import importlib.util
-import math
 import os
 import shutil
 import sys
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING
 from cot.utils.cli import cache_dir
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 from cot.utils.files import read_json
-from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model, weight_files
+from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model
+from cot.utils.weights import check_vocabulary, folder_shapes, gib_needed, load_checked, read_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,7 @@ def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str
             raise
         raise UserError(f"--model_name {source.name}: cannot be loaded: {str(error)[:400]}") from error
 
+    check_vocabulary(source.name, model, tokenizer)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(f"--model_name {source.name}: its tokenizer has neither a pad nor an end token")
@@ -252,17 +253,17 @@ def keep_bars_out_of_logs() -> None:
 
 
 def _load(source: ModelSource, device, dtype):
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer, GgufConfig
 
     options = {"dtype": dtype, "use_safetensors": True, **LOCAL}
     if str(device) != "cpu":  # the default; DeepSpeed's ZeRO-3 refuses to be told
         options["device_map"] = {"": device}
 
     if source.kind == "adapter":
-        from peft import PeftModel
+        from cot.utils.adapters import merge_adapter
 
         model, tokenizer = _load(fetch_model(source.base), device, dtype)
-        model = PeftModel.from_pretrained(model, source.path, torch_device=str(device)).merge_and_unload()
+        model = merge_adapter(source, model, device)
         if (source.path / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(source.path, **LOCAL)
         return model, tokenizer
@@ -273,10 +274,10 @@ def _load(source: ModelSource, device, dtype):
         folder, file = source.path.parent, source.path.name
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, **LOCAL)
         options |= {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
-        return AutoModelForCausalLM.from_pretrained(folder, **options), tokenizer
+        return load_checked(source.name, folder, **options), tokenizer
 
     folder = convert_bundled(source) if source.kind == "bundled" else source.path
-    if _gib_in_folder(folder, dtype) > gib_present(device):
+    if gib_needed(folder_shapes(folder), dtype) > gib_present(device):
         raise MemoryError
     if read_json(folder / "config.json").get("model_type") == "qwen":
         from cot.utils.qwen1 import load_qwen1
@@ -284,36 +285,14 @@ def _load(source: ModelSource, device, dtype):
         return load_qwen1(folder, dtype, device)
 
     tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
-    return AutoModelForCausalLM.from_pretrained(folder, **options), tokenizer
-
-
-def _gib_in_folder(folder: Path, dtype) -> float:
-    """GiB that the weights of a folder take in `dtype`, from the headers of its safetensors."""
-    from safetensors import safe_open
-
-    elements = 0
-    for shard in weight_files(folder):
-        with safe_open(shard, framework="pt") as tensors:
-            names = tensors.keys()
-            elements += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
-    return elements * dtype.itemsize / GIB
-
-
-def _gib_needed(source: ModelSource, dtype) -> float:
-    """The same for a source; an adapter counts as its base."""
-    if source.base:
-        return _gib_needed(fetch_model(source.base), dtype)
-    if source.path.is_dir():
-        return _gib_in_folder(source.path, dtype)
-    from gguf import GGUFReader
-
-    return sum(int(tensor.n_elements) for tensor in GGUFReader(source.path).tensors) * dtype.itemsize / GIB
+    return load_checked(source.name, folder, **options), tokenizer
 
 
 def _too_large(source: ModelSource, device, dtype) -> UserError:
+    needed = gib_needed(read_shapes(source), dtype)
     smaller = "--dtype bfloat16 or " if dtype.itemsize > 2 else ""
     return UserError(
-        f"--model_name {source.name}: out of memory: its weights take {_gib_needed(source, dtype):.1f} GiB in"
+        f"--model_name {source.name}: out of memory: its weights take {needed:.1f} GiB in"
         f" {str(dtype).removeprefix('torch.')}, {device} has {gib_present(device):.1f} GiB;"
         f" use {smaller}a smaller --model_name",
         exit_code=EXIT_UNEXPECTED,
