@@ -243,8 +243,8 @@ def run(args: argparse.Namespace) -> int:
     folder = writable_dir(args.output_dir / "evaluation")
     moments, histories, source = follow_students(args, profiles, policies)
 
+    from cot.utils.devices import pick_device
     from cot.utils.memory_arms import PromptShape
-    from cot.utils.models import pick_device
     from cot.utils.runner import Run
     from cot.utils.sweeps import load_scorers
 

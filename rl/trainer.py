@@ -16,18 +16,13 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
+from cot.utils.devices import is_out_of_memory, keep_freed_memory
 from cot.utils.engine import TransformersEngine
 from cot.utils.errors import EXIT_SIGNAL, EXIT_UNEXPECTED, UserError
 from cot.utils.files import append_json_lines, read_json, read_json_lines, write_json
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.model_names import ModelSource
-from cot.utils.models import (
-    describe_model,
-    end_token_ids,
-    is_out_of_memory,
-    keep_freed_memory,
-    load_model,
-)
+from cot.utils.models import describe_model, end_token_ids, load_model
 from cot.utils.runner import Row, answer_now
 from rl.alarms import Alarms
 from rl.rewards import RewardTable

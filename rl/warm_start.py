@@ -277,8 +277,9 @@ def load_arms(args: argparse.Namespace):
 
 def run(args: argparse.Namespace) -> int:
     """Tokenizer, supervised training, examination, files; returns the exit code."""
+    from cot.utils.devices import keep_freed_memory
     from cot.utils.files import write_json
-    from cot.utils.models import keep_bars_out_of_logs, keep_freed_memory
+    from cot.utils.models import keep_bars_out_of_logs
     from cot.utils.results import environment
     from cot.utils.textbook import pick_chapters
     from rl.lessons import CHAPTERS, PRACTICE_SHARE, bare_sums, word_problems

@@ -13,6 +13,7 @@ import torch
 
 from cot.utils import models
 from cot.utils.cli import REPO_ROOT
+from cot.utils.devices import pick_device, pick_dtype
 from cot.utils.errors import UserError
 from cot.utils.model_names import ModelSource, resolve_model
 from cot.utils.models import (
@@ -23,8 +24,6 @@ from cot.utils.models import (
     end_token_ids,
     estimate_rows,
     load_model,
-    pick_device,
-    pick_dtype,
 )
 
 

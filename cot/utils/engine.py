@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cot.utils.devices import is_out_of_memory
 from cot.utils.kv_cache import make_room, use_grouped_attention
-from cot.utils.models import context_length, end_token_ids, estimate_rows, is_out_of_memory
+from cot.utils.models import context_length, end_token_ids, estimate_rows
 
 SHRINK_SHARE = 0.25  # finished rows that make it worth copying the cache of the others
 

@@ -75,11 +75,14 @@ def _attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
     """Attention of query (B, H, t, D) over key and value (B, h, T, D), H a multiple of h.
 
     For a single new token the H / h query heads that share a key-value head stand where a sequence's
-    positions stand: they see the same keys under the same mask, so the heads need not be repeated.
+    positions stand: they see the same keys under the same mask, so the heads need not be repeated. Where they
+    do not, as under a mask or bias for each head, transformers' own attention is taken.
     """
     (rows, heads, tokens, size), shared = query.shape, key.shape[1]
-    if tokens > 1 or heads == shared or attention_mask is None:
+    own_mask = attention_mask is not None and attention_mask.shape[1] > 1  # a mask for each head, as in Doge
+    biased = kwargs.get("position_bias") is not None
+    if tokens > 1 or heads == shared or attention_mask is None or own_mask or biased:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     grouped = query.view(rows, shared, heads // shared, size)
     output = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return output.reshape(rows, 1, heads, size), None
+    return output.reshape(rows, 1, heads, value.shape[3]), None

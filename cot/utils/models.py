@@ -5,32 +5,24 @@ loads them onto a device that exists, in a number format that suits it. No remot
 Every model comes back in eval mode, with a pad token and left padding.
 """
 
-import ctypes
-import errno
 import importlib.util
-import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cot.utils.cli import cache_dir
+from cot.utils.devices import gib_present, is_out_of_memory, pick_device, pick_dtype
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 from cot.utils.files import read_json
 from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model
 from cot.utils.weights import check_vocabulary, folder_shapes, gib_needed, load_checked, read_shapes
 
-if TYPE_CHECKING:
-    import torch
-
-GIB = 1 << 30
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
 CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 CPU_ROWS = 32  # from 32 rows to 64 a CPU gains a tenth, and the first result comes twice as late
 SMALL_MODEL = 1e8  # parameters below which a CPU gains from more rows
 SMALL_MODEL_ROWS = 128
 MAX_ROWS = 512
-KEEP = {-4: 0, -1: (1 << 31) - 1, -2: 64 << 20}  # mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD in bytes
 
 
 def choose_model(name: str, device: str) -> ModelSource:
@@ -58,6 +50,8 @@ def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str
     """
     from safetensors import SafetensorError
 
+    from cot.utils.batch_check import check_batching
+
     placed = pick_device(device)
     torch_dtype = pick_dtype(dtype, placed)
     source = name_or_path if isinstance(name_or_path, ModelSource) else resolve_model(name_or_path)
@@ -65,6 +59,8 @@ def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str
 
     try:
         model, tokenizer = _load(source, placed, torch_dtype)
+        check_vocabulary(source.name, model, tokenizer)
+        check_batching(source.name, model.eval())
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise _too_large(source, placed, torch_dtype) from error
@@ -72,7 +68,6 @@ def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str
             raise
         raise UserError(f"--model_name {source.name}: cannot be loaded: {str(error)[:400]}") from error
 
-    check_vocabulary(source.name, model, tokenizer)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(f"--model_name {source.name}: its tokenizer has neither a pad nor an end token")
@@ -80,7 +75,7 @@ def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str
     tokenizer.padding_side = "left"
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.name_or_path = source.name
-    return model.eval(), tokenizer
+    return model, tokenizer
 
 
 def describe_model(source: ModelSource, model) -> dict:
@@ -149,54 +144,6 @@ def convert_bundled(source: ModelSource) -> Path:
     return folder
 
 
-def pick_device(name: str) -> "torch.device":
-    """Turns a flag into a device that exists: `auto` takes CUDA, MPS or CPU; a name never falls back.
-
-    Under `accelerate launch` or torchrun `auto` and `cuda` are this process's own GPU.
-
-    Raises:
-        UserError: the device is not there, or the name is none of `auto`, `cpu`, `cuda`, `cuda:N`, `mps`.
-    """
-    if name.startswith("cuda") and not _gpu_driver_present():  # before torch, whose import takes seconds
-        raise UserError(f"--device {name}: this machine has no GPU driver; use --device auto or cpu")
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdecimal())):
-        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device mps: this machine has none; use --device auto or cpu")
-    if kind != "cuda":
-        return torch.device(kind)
-
-    if not torch.cuda.is_available():
-        raise UserError(f"--device {name}: torch {torch.__version__} sees no GPU; use --device auto or cpu")
-    number = int(index or os.environ.get("LOCAL_RANK", "0"))
-    if number >= torch.cuda.device_count():
-        raise UserError(
-            f"--device cuda:{number}: this machine has {torch.cuda.device_count()} GPUs, from cuda:0"
-        )
-    return torch.device("cuda", number)
-
-
-def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """`auto` is bfloat16 on a GPU that computes in it, float16 on an older one, float32 elsewhere."""
-    import torch
-
-    if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        with torch.cuda.device(device):
-            return (
-                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-            )
-    if name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"--dtype {name}: expected auto, float32, bfloat16 or float16")
-    return getattr(torch, name)
-
-
 def estimate_rows(model, tokens_per_row: int) -> int:
     """Rows to decode together: on a GPU those whose cache fits into half of its free memory.
 
@@ -218,30 +165,6 @@ def estimate_rows(model, tokens_per_row: int) -> int:
     held = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
     free = torch.cuda.mem_get_info(model.device)[0] + held
     return min(MAX_ROWS, max(1, free // 2 // row_bytes))
-
-
-def keep_freed_memory() -> None:
-    """Lets the C library keep what tensors free, instead of giving it back to the system (glibc only).
-
-    On a CPU a small model's step otherwise spends a good part of its time on page faults.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        for option, value in KEEP.items():
-            mallopt(option, value)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for the GPU's and the host's ways of saying that memory ran out."""
-    import torch
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or should_reduce_batch_size(error)
-        or getattr(error, "errno", None) == errno.ENOMEM
-        or "Cannot allocate memory" in str(error)
-    )
 
 
 def keep_bars_out_of_logs() -> None:
@@ -297,24 +220,3 @@ def _too_large(source: ModelSource, device, dtype) -> UserError:
         f" use {smaller}a smaller --model_name",
         exit_code=EXIT_UNEXPECTED,
     )
-
-
-def gib_present(device) -> float:
-    """Free GPU memory, or all of the host's: it pages, so only what can never fit is refused."""
-    import psutil
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / GIB
-    return psutil.virtual_memory().total / GIB
-
-
-def _gpu_driver_present() -> bool:
-    """Whether torch could find a GPU at all: it opens the same library (CUDA), or this device (ROCm)."""
-    if not sys.platform.startswith("linux") or Path("/dev/kfd").exists():
-        return True
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True

@@ -4,10 +4,11 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cot.utils.devices import pick_device
 from cot.utils.figures import draw_sweep
 from cot.utils.metrics import load_spacy
 from cot.utils.model_names import ModelSource
-from cot.utils.models import keep_bars_out_of_logs, pick_device
+from cot.utils.models import keep_bars_out_of_logs
 from cot.utils.questions import QuestionSet
 from cot.utils.records import add_metrics
 from cot.utils.retrieval import Embedder, load_embedder

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cot.utils.devices import GIB
 from cot.utils.errors import UserError
 from cot.utils.model_names import ModelSource, fetch_model, weight_files
 
 NAMED = 3  # weights that a message names; it counts the others
-GIB = 1 << 30
 
 
 def name_some(names: Collection[str]) -> str:
