@@ -262,6 +262,56 @@ def plant_policy(
     return folder
 
 
+def write_gguf(path: Path, add_bos: bool | None = None, bos: bool = True, **changes) -> Path:
+    """A one-layer Llama in float32 with a byte-level vocabulary of 259 tokens.
+
+    Args:
+        add_bos: the file's field of that name; None for a file without.
+        bos: whether it names a begin-of-text token.
+        changes: tensors by name with `__` for the dots, more than or instead of the usual; None for none.
+    """
+    import gguf
+    import numpy as np
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    rng = np.random.default_rng(0)
+    tokens = ["<|pad|>", "<|end|>", *bytes_to_unicode().values(), "ab"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3] + [1] * 257)  # 3 is a control token
+    writer.add_token_merges(["a b"])
+    if bos:
+        writer.add_bos_token_id(1)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
+    writer.add_eos_token_id(1)
+    writer.add_pad_token_id(0)
+    shapes = {"token_embd": (259, 32), "output_norm": (32,)}
+    shapes |= {f"blk.0.attn_{part}": (32, 32) for part in ("q", "k", "v", "output")}
+    shapes |= {"blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64)}
+    shapes |= {"blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
+    tensors = {f"{name}.weight": rng.normal(size=shape) for name, shape in shapes.items()}
+    tensors |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            writer.add_tensor(name, np.asarray(tensor, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_llama():
     """(model, tokenizer), float32, context 128."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_gguf
 
 from cot.utils import models
 from cot.utils.cli import REPO_ROOT
@@ -107,43 +108,6 @@ def test_an_adapter_is_merged_into_its_base_and_pinned_to_both(tiny_folder, tiny
 
 
 # ---- the bundled model and GGUF
-
-
-def write_gguf(path: Path) -> None:
-    """A one-layer Llama in float32 with a byte-level vocabulary of 259 tokens."""
-    import gguf
-    import numpy as np
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    rng = np.random.default_rng(0)
-    tokens = ["<|pad|>", "<|end|>", *bytes_to_unicode().values(), "ab"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3] + [1] * 257)  # 3 is a control token
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(1)
-    writer.add_pad_token_id(0)
-    shapes = {"token_embd": (259, 32), "output_norm": (32,)}
-    shapes |= {f"blk.0.attn_{part}": (32, 32) for part in ("q", "k", "v", "output")}
-    shapes |= {"blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64)}
-    shapes |= {"blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", rng.normal(size=shape).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.slow

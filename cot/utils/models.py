@@ -5,7 +5,6 @@ loads them onto a device that exists, in a number format that suits it. No remot
 Every model comes back in eval mode, with a pad token and left padding.
 """
 
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -176,7 +175,7 @@ def keep_bars_out_of_logs() -> None:
 
 
 def _load(source: ModelSource, device, dtype):
-    from transformers import AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer
 
     options = {"dtype": dtype, "use_safetensors": True, **LOCAL}
     if str(device) != "cpu":  # the default; DeepSpeed's ZeRO-3 refuses to be told
@@ -192,12 +191,9 @@ def _load(source: ModelSource, device, dtype):
         return model, tokenizer
 
     if source.kind == "gguf":
-        if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"--model_name {source.name}: a GGUF file needs its package: pip install gguf")
-        folder, file = source.path.parent, source.path.name
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, **LOCAL)
-        options |= {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
-        return load_checked(source.name, folder, **options), tokenizer
+        from cot.utils.gguf_files import load_gguf
+
+        return load_gguf(source.name, source.path, options)
 
     folder = convert_bundled(source) if source.kind == "bundled" else source.path
     if gib_needed(folder_shapes(folder), dtype) > gib_present(device):

@@ -1,0 +1,110 @@
+"""What a GGUF file says beside its weights, and that all of its weights are used.
+
+transformers skips tensors that it does not know and ignores two fields: the factors by which Llama 3.1 scales
+its rotary frequencies, and whether a text begins with the begin-of-text token. Here the first two are errors,
+and the third is obeyed.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from cot.utils.errors import UserError
+from cot.utils.weights import load_checked, refuse_misfits
+
+ROTARY_FACTORS = "rope_freqs.weight"
+ADD_BOS = "tokenizer.ggml.add_bos_token"
+
+
+def load_gguf(name: str, path: Path, options: dict):
+    """Loads model and tokenizer of a file; the weights are unpacked.
+
+    Args:
+        name: of the model.
+        path: of the file.
+        options: for `from_pretrained`: `dtype`, `device_map` and the like.
+
+    Raises:
+        UserError: the package `gguf` is absent; tensors are missing, would be skipped or have another shape;
+            the file scales rotary frequencies; it wants a begin-of-text token and names none.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"--model_name {name}: a GGUF file needs its package: pip install gguf")
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer, GgufConfig
+
+    reader = GGUFReader(path)
+    _refuse_rotary_factors(name, reader)
+    where = {key: options[key] for key in ("trust_remote_code", "local_files_only")}
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **where)
+    _obey_add_bos(name, reader, tokenizer)
+
+    quantization = GgufConfig(dequantize=True)
+    model = load_checked(name, path.parent, gguf_file=path.name, quantization_config=quantization, **options)
+    _refuse_skipped(name, reader, model)
+    _refuse_other_shapes(name, model)
+    return model, tokenizer
+
+
+def _refuse_rotary_factors(name: str, reader) -> None:
+    """Factors of 1 change nothing; others do, and transformers does not read them."""
+    for tensor in reader.tensors:
+        if tensor.name == ROTARY_FACTORS and (tensor.data != 1).any():
+            raise UserError(
+                f"--model_name {name}: it scales rotary frequencies ({ROTARY_FACTORS}, as Llama 3.1 does),"
+                " which transformers does not read from a GGUF file; use the model's safetensors"
+            )
+
+
+def _obey_add_bos(name: str, reader, tokenizer) -> None:
+    """Sets whether an encoded text begins with the begin-of-text token, where the file says so."""
+    if ADD_BOS not in reader.fields:
+        return
+    wanted = bool(reader.fields[ADD_BOS].contents())
+    if wanted and tokenizer.bos_token is None:
+        raise UserError(f"--model_name {name}: {ADD_BOS} is true, but the file names no such token")
+    tokenizer.add_bos_token = wanted
+
+
+def _refuse_skipped(name: str, reader, model) -> None:
+    """Compares the file's tensors with the names that transformers maps to the model's weights."""
+    architecture = reader.fields["general.architecture"].contents()
+    if _reports_skipped(architecture):
+        return
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
+
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+    mapped = get_gguf_hf_weights_map(model, processor)
+    stacked = {f"{target}.weight" for target in mapped}  # experts, which are mapped without a suffix
+    known = {ROTARY_FACTORS, *mapped, *stacked}
+    if architecture == "gpt2":
+        known.add("output.weight")  # taken on a way of its own
+    refuse_misfits(name, type(model).__name__, unknown={t.name for t in reader.tensors} - known)
+
+
+def _refuse_other_shapes(name: str, model) -> None:
+    """Compares with a model of the same config: of a GGUF file, any shape is taken."""
+    import torch
+
+    with torch.device("meta"):
+        planned = type(model)(model.config).state_dict()
+    shapes = {
+        key: (tuple(tensor.shape), tuple(planned[key].shape)) for key, tensor in model.state_dict().items()
+    }
+    refuse_misfits(
+        name,
+        type(model).__name__,
+        misshapen={key: pair for key, pair in shapes.items() if pair[0] != pair[1]},
+    )
+
+
+def _reports_skipped(architecture: str) -> bool:
+    """Whether transformers loads it on its newer way, which reports what it skips as any checkpoint's."""
+    if importlib.util.find_spec("transformers.integrations.gguf") is None:
+        return False
+    from transformers.integrations.gguf.utils import is_gguf_arch_supported
+
+    return is_gguf_arch_supported(architecture)
