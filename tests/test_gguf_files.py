@@ -5,6 +5,8 @@ import pytest
 from conftest import write_gguf
 
 from cot.utils.errors import UserError
+from cot.utils.gguf_files import ADD_BOS, ROTARY_FACTORS
+from cot.utils.gguf_header import read_float32, read_header
 from cot.utils.models import load_model
 
 
@@ -60,3 +62,22 @@ def test_a_text_begins_as_the_file_says(tmp_path, add_bos, begins):
 def test_a_begin_token_that_is_wanted_and_not_named_is_refused(tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf", add_bos=True, bos=False)
     assert "tokenizer.ggml.add_bos_token is true, but the file names no such token" in refusal(path)
+
+
+def test_the_header_is_what_the_gguf_package_reads(tmp_path):
+    from gguf import GGUFReader
+
+    factors = [1.0] * 7 + [8.0]
+    path = write_gguf(tmp_path / "tiny.gguf", add_bos=True, rope_freqs__weight=factors)
+    header, reader = read_header(path), GGUFReader(path)
+    assert header.shapes == {t.name: tuple(map(int, reversed(t.shape))) for t in reader.tensors}
+    assert header.fields["tokenizer.ggml.tokens"] == 259 and header.fields["llama.block_count"] == 1
+    assert header.fields["general.architecture"] == "llama" and header.fields[ADD_BOS] is True
+    assert list(read_float32(path, header, ROTARY_FACTORS)) == factors
+
+
+@pytest.mark.parametrize("content", [b"GGUF", b"GGML" + bytes(40), b"GGUF\x01" + bytes(40)])
+def test_what_is_no_gguf_file_is_one_line(tmp_path, content):
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.gguf: not a GGUF file of version 2 or 3, or cut off"):
+        read_header(tmp_path / "x.gguf")

@@ -9,6 +9,7 @@ import importlib.util
 from pathlib import Path
 
 from cot.utils.errors import UserError
+from cot.utils.gguf_header import GgufHeader, read_float32, read_header
 from cot.utils.weights import load_checked, refuse_misfits
 
 ROTARY_FACTORS = "rope_freqs.weight"
@@ -29,45 +30,43 @@ def load_gguf(name: str, path: Path, options: dict):
     """
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"--model_name {name}: a GGUF file needs its package: pip install gguf")
-    from gguf import GGUFReader
     from transformers import AutoTokenizer, GgufConfig
 
-    reader = GGUFReader(path)
-    _refuse_rotary_factors(name, reader)
+    header = read_header(path)
+    _refuse_rotary_factors(name, path, header)
     where = {key: options[key] for key in ("trust_remote_code", "local_files_only")}
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **where)
-    _obey_add_bos(name, reader, tokenizer)
+    _obey_add_bos(name, header, tokenizer)
 
     quantization = GgufConfig(dequantize=True)
     model = load_checked(name, path.parent, gguf_file=path.name, quantization_config=quantization, **options)
-    _refuse_skipped(name, reader, model)
+    _refuse_skipped(name, header, model)
     _refuse_other_shapes(name, model)
     return model, tokenizer
 
 
-def _refuse_rotary_factors(name: str, reader) -> None:
+def _refuse_rotary_factors(name: str, path: Path, header: GgufHeader) -> None:
     """Factors of 1 change nothing; others do, and transformers does not read them."""
-    for tensor in reader.tensors:
-        if tensor.name == ROTARY_FACTORS and (tensor.data != 1).any():
-            raise UserError(
-                f"--model_name {name}: it scales rotary frequencies ({ROTARY_FACTORS}, as Llama 3.1 does),"
-                " which transformers does not read from a GGUF file; use the model's safetensors"
-            )
+    if ROTARY_FACTORS in header.shapes and set(read_float32(path, header, ROTARY_FACTORS) or ()) != {1.0}:
+        raise UserError(
+            f"--model_name {name}: it scales rotary frequencies ({ROTARY_FACTORS}, as Llama 3.1 does),"
+            " which transformers does not read from a GGUF file; use the model's safetensors"
+        )
 
 
-def _obey_add_bos(name: str, reader, tokenizer) -> None:
+def _obey_add_bos(name: str, header: GgufHeader, tokenizer) -> None:
     """Sets whether an encoded text begins with the begin-of-text token, where the file says so."""
-    if ADD_BOS not in reader.fields:
+    if ADD_BOS not in header.fields:
         return
-    wanted = bool(reader.fields[ADD_BOS].contents())
+    wanted = bool(header.fields[ADD_BOS])
     if wanted and tokenizer.bos_token is None:
         raise UserError(f"--model_name {name}: {ADD_BOS} is true, but the file names no such token")
     tokenizer.add_bos_token = wanted
 
 
-def _refuse_skipped(name: str, reader, model) -> None:
+def _refuse_skipped(name: str, header: GgufHeader, model) -> None:
     """Compares the file's tensors with the names that transformers maps to the model's weights."""
-    architecture = reader.fields["general.architecture"].contents()
+    architecture = str(header.fields["general.architecture"])
     if _reports_skipped(architecture):
         return
     from transformers.modeling_gguf_pytorch_utils import (
@@ -82,7 +81,7 @@ def _refuse_skipped(name: str, reader, model) -> None:
     known = {ROTARY_FACTORS, *mapped, *stacked}
     if architecture == "gpt2":
         known.add("output.weight")  # taken on a way of its own
-    refuse_misfits(name, type(model).__name__, unknown={t.name for t in reader.tensors} - known)
+    refuse_misfits(name, type(model).__name__, unknown=header.shapes.keys() - known)
 
 
 def _refuse_other_shapes(name: str, model) -> None:

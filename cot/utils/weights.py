@@ -13,6 +13,7 @@ from typing import Any
 
 from cot.utils.devices import GIB
 from cot.utils.errors import UserError
+from cot.utils.gguf_header import read_header
 from cot.utils.model_names import ModelSource, fetch_model, weight_files
 
 NAMED = 3  # weights that a message names; it counts the others
@@ -136,9 +137,7 @@ def read_shapes(source: ModelSource) -> list[tuple[int, ...]]:
         return read_shapes(fetch_model(source.base))
     if source.path.is_dir():
         return folder_shapes(source.path)
-    from gguf import GGUFReader
-
-    return [tuple(map(int, reversed(tensor.shape))) for tensor in GGUFReader(source.path).tensors]
+    return list(read_header(source.path).shapes.values())
 
 
 def gib_needed(shapes: Collection[tuple[int, ...]], dtype) -> float:
