@@ -119,3 +119,8 @@ def test_a_token_that_only_the_tokenizers_class_adds_does_no_harm(tiny_qwen2, tm
         part.save_pretrained(tmp_path)
     model, tokenizer = load_model(str(tmp_path), "cpu", "float32")
     assert tokenizer.convert_tokens_to_ids("<|endoftext|>") == 296 == model.lm_head.out_features
+
+
+def test_an_honest_model_loads_without_a_word(tiny_folder, capfd):
+    load_model(str(tiny_folder), "cpu", "float32")
+    assert "[transformers]" not in capfd.readouterr().err

@@ -146,23 +146,29 @@ def gib_needed(shapes: Collection[tuple[int, ...]], dtype) -> float:
 
 
 def folder_shapes(folder: Path) -> list[tuple[int, ...]]:
-    """The same of a folder's safetensors."""
-    from safetensors import safe_open
+    """The same of a folder's safetensors; a `UserError` where one cannot be read."""
+    from safetensors import SafetensorError, safe_open
 
     shapes = []
     for shard in weight_files(folder):
-        with safe_open(shard, framework="pt") as tensors:
-            shapes += [tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+        try:
+            with safe_open(shard, framework="pt") as tensors:
+                shapes += [tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"--model_name {folder}: cannot be loaded: {shard.name}: {error}") from error
     return shapes
 
 
 @contextlib.contextmanager
 def _without_reports() -> Iterator[None]:
     """Keeps transformers' table of misfits off the terminal: one line names them."""
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(is_no_report)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(is_no_report)
