@@ -70,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, default=DATA_DIR / "tutor" / "experiment", help="of the experiment")
     add("--debug", action="store_true", help="print the traceback of an error, too")
     # how the held-out exercises are answered is no choice: all arms and seeds are compared
-    parser.set_defaults(device="cpu", dtype="auto", batch_size=None, seed=HELD_OUT_SEED, fail_on_error=0.05)
+    parser.set_defaults(
+        device="cpu", dtype="float32", batch_size=None, seed=HELD_OUT_SEED, fail_on_error=0.05
+    )
     parser.set_defaults(max_new_tokens=cpu["max_completion_length"])
     return parser
 

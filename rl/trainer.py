@@ -51,10 +51,11 @@ def load_base(args, source: ModelSource, processes):
 
     One line says which of the checkpoint's generation settings are set aside.
     """
-    # where all weights are trained on a GPU, they are the optimizer's and stay float32
-    dtype = "float32" if args.preset == "gpu" and not args.use_peft else "auto"
     # of a model that is spread over devices, the trainer brings each part to its place
     device = "cpu" if weights_are_sharded() else str(processes.device)
+    # where all weights are trained on a GPU, they are the optimizer's and stay float32, as on a CPU
+    all_weights = args.preset == "gpu" and not args.use_peft
+    dtype = "float32" if all_weights or device == "cpu" else "auto"
     model, tokenizer = load_model(source, device, dtype)
 
     set_aside = make_generation_neutral(model, tokenizer)

@@ -14,7 +14,7 @@ from conftest import write_gguf
 
 from cot.utils import models
 from cot.utils.cli import REPO_ROOT
-from cot.utils.devices import pick_device, pick_dtype
+from cot.utils.devices import pick_device
 from cot.utils.errors import UserError
 from cot.utils.model_names import ModelSource, resolve_model
 from cot.utils.models import (
@@ -188,14 +188,6 @@ def test_model_lands_on_the_gpu_that_was_named(tiny_folder):
     assert str(model.device) == "cuda:0" and model.dtype in (torch.bfloat16, torch.float16)
     with pytest.raises(UserError, match="GPUs"):
         pick_device("cuda:99")
-
-
-def test_dtype_flags():
-    cpu = torch.device("cpu")
-    assert pick_dtype("auto", cpu) == torch.float32
-    assert pick_dtype("bfloat16", cpu) == torch.bfloat16
-    with pytest.raises(UserError, match="--dtype int8"):
-        pick_dtype("int8", cpu)
 
 
 def test_weights_that_cannot_fit_end_in_one_line_with_sizes_and_the_flag_that_helps(tiny_folder, monkeypatch):

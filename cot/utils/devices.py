@@ -1,4 +1,4 @@
-"""Which device and which number format a model gets here, and how much memory there is."""
+"""Which devices are here, and how much memory they have."""
 
 import ctypes
 import errno
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 1 << 30
+SLOW_PARAMETERS = 50_000_000  # from here on a model is slow enough to say so
 KEEP = {-4: 0, -1: (1 << 31) - 1, -2: 64 << 20}  # mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD in bytes
 
 
@@ -48,20 +49,13 @@ def pick_device(name: str) -> "torch.device":
     return torch.device("cuda", number)
 
 
-def pick_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """`auto` is bfloat16 on a GPU that computes in it, float16 on an older one, float32 elsewhere."""
+def warn_of_cpu(named: str, parameters: int) -> str | None:
+    """A line where `--device cpu` was named for a model that a GPU of this machine answers much faster."""
     import torch
 
-    if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        with torch.cuda.device(device):
-            return (
-                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-            )
-    if name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"--dtype {name}: expected auto, float32, bfloat16 or float16")
-    return getattr(torch, name)
+    if named != "cpu" or parameters < SLOW_PARAMETERS or not torch.cuda.is_available():
+        return None
+    return "--device cpu is slow for this model, and a CUDA GPU is here; use --device cuda"
 
 
 def gib_present(device) -> float:

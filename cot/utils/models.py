@@ -5,16 +5,22 @@ loads them onto a device that exists, in a number format that suits it. No remot
 Every model comes back in eval mode, with a pad token and left padding.
 """
 
+import math
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cot.utils.cli import cache_dir
-from cot.utils.devices import gib_present, is_out_of_memory, pick_device, pick_dtype
+from cot.utils.devices import gib_present, is_out_of_memory, pick_device, warn_of_cpu
+from cot.utils.dtypes import DtypeChoice, check_dtype, choose_dtype
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 from cot.utils.files import read_json
 from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model
 from cot.utils.weights import check_vocabulary, folder_shapes, gib_needed, load_checked, read_shapes
+
+if TYPE_CHECKING:
+    import torch
 
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
 CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
@@ -31,13 +37,13 @@ def choose_model(name: str, device: str) -> ModelSource:
     return resolve_model(name)
 
 
-def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str = "auto"):
+def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: "str | torch.dtype" = "auto"):
     """Loads a causal language model for generation.
 
     Args:
         name_or_path: what `resolve_model` takes or gave.
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        dtype: `auto` (see `choose_dtype`; only that times anything), `float32`, `bfloat16` or `float16`.
 
     Returns:
         The model in eval mode and its tokenizer (pad token set, padding on the left).
@@ -47,14 +53,18 @@ def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str
         UserError: as `resolve_model`; a device that is not there; files that cannot be loaded; out of memory
             (exit code 1).
     """
+    import torch
     from safetensors import SafetensorError
 
     from cot.utils.batch_check import check_batching
 
     placed = pick_device(device)
-    torch_dtype = pick_dtype(dtype, placed)
+    named = str(dtype).removeprefix("torch.")
+    check_dtype(named)
     source = name_or_path if isinstance(name_or_path, ModelSource) else resolve_model(name_or_path)
     source = fetch_model(source)
+    shapes = read_shapes(source) if named == "auto" else []
+    torch_dtype = getattr(torch, choose_dtype(named, placed, shapes, warn=False).dtype)
 
     try:
         model, tokenizer = _load(source, placed, torch_dtype)
@@ -75,6 +85,23 @@ def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.name_or_path = source.name
     return model, tokenizer
+
+
+def settle_dtype(
+    source: ModelSource, dtype: str, device: str, device_flag: str
+) -> tuple[DtypeChoice, list[str]]:
+    """The number format for a model that is on this machine, and what the person at the terminal should know.
+
+    Args:
+        dtype: as `--dtype` names it.
+        device: where the model is going to be.
+        device_flag: as `--device` names it.
+    """
+    shapes = read_shapes(source)
+    choice = choose_dtype(dtype, pick_device(device), shapes)
+    lines = [f"dtype:   {choice.dtype} (picked: {choice.reason})"] if choice.reason else []
+    slow = (choice.warning, warn_of_cpu(device_flag, sum(map(math.prod, shapes))))
+    return choice, lines + [f"warning: {line}" for line in slow if line]
 
 
 def describe_model(source: ModelSource, model) -> dict:

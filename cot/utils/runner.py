@@ -20,7 +20,7 @@ from cot.utils.cli import flags_of, this_command
 from cot.utils.errors import EXIT_OK, EXIT_SAMPLES, EXIT_UNEXPECTED, Interrupted, UserError
 from cot.utils.files import Journal, dumps, open_journal, timestamp, unfinished_headers, write_json
 from cot.utils.memory_arms import Moment, PromptShape, StudentMemory, make_prompt
-from cot.utils.model_names import ModelSource
+from cot.utils.model_names import ModelSource, fetch_model
 from cot.utils.progress import Progress
 from cot.utils.prompts import Prompt
 from cot.utils.records import make_record
@@ -204,14 +204,18 @@ class Run:
     def load(self, policy: str) -> tuple["TransformersEngine", dict[tuple, Prompt]]:
         """A policy's engine, and its prompts by cell.
 
-        A run that continues decodes in batches of the size that it began with: the same batches give the
-        same sums.
+        A run that continues decodes in the number format and in batches of the size that it began with,
+        whatever the clock says now: the same batches give the same sums.
         """
         from cot.utils.engine import TransformersEngine
-        from cot.utils.models import describe_model, estimate_rows, load_model
+        from cot.utils.models import describe_model, estimate_rows, load_model, settle_dtype
 
-        args, source = self.args, self.sources[policy]
-        model, tokenizer = load_model(source, self.config["device"], args.dtype)
+        args, source, device = self.args, fetch_model(self.sources[policy]), self.config["device"]
+        begun = self.config["models"].get(policy)
+        choice, lines = settle_dtype(source, begun["dtype"] if begun else args.dtype, device, args.device)
+        if not begun:
+            print("".join(f"{line}\n" for line in lines), end="", flush=True)
+        model, tokenizer = load_model(source, device, choice.dtype)
         engine = TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
         room = None if engine.context_length is None else engine.context_length - args.max_new_tokens
         cells = {row.cell: row for row in self.rows if row.policy == policy}
@@ -220,10 +224,10 @@ class Run:
             for cell, row in cells.items()
         }
 
-        if policy not in self.config["models"]:
+        if not begun:
             longest = max(len(prompt.ids) for prompt in prompts.values()) + args.max_new_tokens
             size = args.batch_size or estimate_rows(model, longest)
-            described = describe_model(source, model) | {"batch_size": size}
+            described = describe_model(source, model) | {"dtype_probe": choice.probe, "batch_size": size}
             self.config["models"][policy] = described
             self._journal.append({"models": {policy: described}})
         engine.batch_size = self.config["models"][policy]["batch_size"]

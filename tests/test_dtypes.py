@@ -1,0 +1,169 @@
+"""Which number format a model gets, what is timed for it, and what is said of a slow one."""
+
+import time
+from argparse import Namespace
+
+import pytest
+import torch
+from conftest import long_context, only, read_strictly, run_here
+
+from cot.run_baseline_cot import main
+from cot.utils import dtypes
+from cot.utils.devices import warn_of_cpu
+from cot.utils.dtypes import choose_dtype, decide, time_product
+from cot.utils.errors import UserError
+from cot.utils.model_names import resolve_model
+from cot.utils.models import load_model
+from cot.utils.runner import Run
+from cot.utils.weights import read_shapes
+
+CPU = torch.device("cpu")
+SMALL = [(1000, 1000)] * 49  # 49 million parameters
+REAL = [(12_000, 4096), (4096, 4096)]  # 66 million
+LARGE = [(3000, 1000), (7, 8, 9_000), (5,)] * 20  # 70 million; the largest matrix has 3000 rows
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets what a product takes in milliseconds by format; notes what is timed."""
+    timed = []
+
+    def set_times(**times_ms):
+        def take(dtype, outputs, inputs):
+            timed.append((dtype, outputs, inputs))
+            return times_ms[dtype]
+
+        monkeypatch.setattr(dtypes, "time_product", take)
+        return timed
+
+    return set_times
+
+
+def has_bfloat16_instructions() -> bool:
+    return any(getattr(torch.cpu, f"_is_{name}_supported")() for name in ("avx512_bf16", "amx_tile"))
+
+
+@pytest.mark.parametrize(("bfloat16_ms", "dtype"), [(5.0, "bfloat16"), (5.1, "float32"), (40.0, "float32")])
+def test_auto_takes_bfloat16_only_where_it_is_twice_as_fast(clock, bfloat16_ms, dtype):
+    timed = clock(float32=10.0, bfloat16=bfloat16_ms)
+    choice = choose_dtype("auto", CPU, LARGE)
+    assert choice == decide(float32_ms=10.0, bfloat16_ms=bfloat16_ms) and choice.dtype == dtype
+    assert choice.probe == {"float32_ms": 10.0, "bfloat16_ms": bfloat16_ms} and choice.warning is None
+    assert f"10.0 ms in float32, {bfloat16_ms} ms in bfloat16" in choice.reason
+    assert timed == [("float32", 3000, 1000), ("bfloat16", 3000, 1000)]
+
+
+def test_a_small_model_is_float32_and_nothing_is_timed(clock):
+    timed = clock()
+    choice = choose_dtype("auto", CPU, SMALL)
+    assert (choice.dtype, choice.probe) == ("float32", None) and "50 million" in choice.reason
+    assert choose_dtype("bfloat16", CPU, SMALL) == dtypes.DtypeChoice("bfloat16")
+    assert timed == []
+
+
+def test_a_slow_format_that_was_named_is_one_line_that_names_the_other(clock):
+    clock(float32=3.0, bfloat16=6.0, float16=7.0)
+    line = choose_dtype("bfloat16", CPU, LARGE).warning
+    assert line == (
+        "--dtype bfloat16 is slow on this CPU: a product takes 6.0 ms, in float32 3.0 ms; use --dtype float32"
+    )
+    assert "--dtype float16 is slow" in choose_dtype("float16", CPU, LARGE).warning
+    assert choose_dtype("float32", CPU, LARGE).warning is None
+    clock(float32=6.1, bfloat16=3.0)
+    assert "use --dtype bfloat16" in choose_dtype("float32", CPU, LARGE).warning
+    assert choose_dtype("float32", CPU, LARGE).dtype == "float32"  # what is named is never replaced
+
+
+def test_nothing_is_timed_where_code_names_the_format(clock, tiny_folder):
+    timed = clock()
+    assert choose_dtype("bfloat16", CPU, LARGE, warn=False).dtype == "bfloat16"
+    assert load_model(str(tiny_folder), "cpu", torch.bfloat16)[0].dtype == torch.bfloat16
+    assert timed == []
+
+
+def test_a_huge_matrix_is_timed_in_part(clock):
+    timed = clock(float32=1.0, bfloat16=9.0)
+    choose_dtype("auto", CPU, [(151_936, 4096)])
+    assert timed[0] == ("float32", 2048, 4096)  # 2^23 elements of them
+
+
+def test_the_probe_takes_half_a_second_at_most_and_tells_what_this_cpu_does():
+    start = time.perf_counter()
+    choice = choose_dtype("auto", CPU, REAL)
+    assert time.perf_counter() - start < 1.5  # with room for what else runs here
+    assert set(choice.probe) == {"float32_ms", "bfloat16_ms"} and min(choice.probe.values()) > 0
+    if not has_bfloat16_instructions():
+        assert choice.dtype == "float32"
+        assert choose_dtype("bfloat16", CPU, REAL).warning.endswith("use --dtype float32")
+
+
+def test_both_models_of_a_run_get_one_answer():
+    assert time_product("float32", 64, 32) == time_product("float32", 64, 32)
+
+
+@pytest.mark.parametrize("name", ["int8", "", "torch.float32"])
+def test_an_unknown_format_is_refused(name):
+    with pytest.raises(UserError, match=f"--dtype {name}: expected auto, float32, bfloat16 or float16"):
+        choose_dtype(name, CPU, SMALL)
+
+
+def test_a_named_cpu_beside_a_gpu_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert warn_of_cpu("cpu", 50_000_000).endswith("use --device cuda")
+    assert warn_of_cpu("auto", 50_000_000) is None and warn_of_cpu("cpu", 49_999_999) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert warn_of_cpu("cpu", 50_000_000) is None
+
+
+# ---- in a sweep
+
+
+@pytest.fixture
+def sweep(tiny_folder, tmp_path):
+    """Runs a sweep of one question; its output, and what its summary records of the model."""
+
+    def run(*flags):
+        model, output = long_context(tiny_folder, tmp_path / "model"), tmp_path / "out"
+        questions = ["--dataset", "textbook", "--subset_size", "1", "--temperatures", "0"]
+        fixed = ["--model_name", model, *questions, "--max_new_tokens", "2", "--device", "cpu"]
+        code, out, error = run_here(main, *fixed, "--output_dir", output, *flags)
+        assert code == 0, error
+        (described,) = read_strictly(only(output, "summary_*.json"))["config"]["models"].values()
+        return out, described
+
+    return run
+
+
+def test_a_sweep_says_why_a_small_model_is_float32(sweep):
+    out, model = sweep()
+    assert "dtype:   float32 (picked: less than 50 million parameters)\n" in out
+    assert (model["dtype"], model["dtype_probe"]) == ("float32", None)
+
+
+def test_a_sweep_says_what_the_clock_decided_and_records_it(sweep, clock, monkeypatch):
+    clock(float32=9.0, bfloat16=3.0)
+    monkeypatch.setattr(dtypes, "SLOW_PARAMETERS", 1000)  # the tiny model has 37 thousand
+    out, model = sweep()
+    assert "dtype:   bfloat16 (picked: a product takes 9.0 ms in float32, 3.0 ms in bfloat16)\n" in out
+    assert model["dtype"] == "bfloat16"
+    assert model["dtype_probe"] == {"float32_ms": 9.0, "bfloat16_ms": 3.0}
+
+
+def test_a_sweep_computes_in_the_slow_format_that_was_named_and_says_so_once(sweep, clock, monkeypatch):
+    clock(float32=3.0, bfloat16=9.0)
+    monkeypatch.setattr(dtypes, "SLOW_PARAMETERS", 1000)
+    out, model = sweep("--dtype", "bfloat16")
+    assert out.count("warning: --dtype bfloat16 is slow on this CPU") == 1 and "dtype:  " not in out
+    assert model["dtype"] == "bfloat16"
+
+
+def test_a_run_that_continues_keeps_the_format_it_began_with(clock, monkeypatch, tiny_folder):
+    clock(float32=9.0, bfloat16=3.0)
+    monkeypatch.setattr(dtypes, "SLOW_PARAMETERS", 1000)
+    shapes = read_shapes(resolve_model(str(tiny_folder)))
+    assert choose_dtype("auto", CPU, shapes).dtype == "bfloat16"
+    run = object.__new__(Run)  # whose journal holds what was picked before
+    run.args = Namespace(dtype="auto", device="cpu", max_new_tokens=2, batch_size=1)
+    run.sources, run.rows, run.shape = {"base": resolve_model(str(tiny_folder))}, [], None
+    run.config = {"device": "cpu", "models": {"base": {"dtype": "float32", "batch_size": 1}}}
+    assert run.load("base")[0].model.dtype == torch.float32
