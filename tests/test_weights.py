@@ -66,6 +66,19 @@ def test_another_shape_is_named_with_both(folder):
     assert "of another shape 1 (model.norm.weight [31] instead of [32])" in refusal(folder)
 
 
+def test_an_expert_of_which_a_part_is_missing_is_named(tiny_llama, tmp_path):
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = Qwen2MoeConfig(vocab_size=296, shared_expert_intermediate_size=16, **sizes, **experts)
+    Qwen2MoeForCausalLM(config).save_pretrained(tmp_path)
+    tiny_llama[1].save_pretrained(tmp_path)
+    load_model(str(tmp_path), "cpu", "float32")
+    change(tmp_path, without("model.layers.0.mlp.experts.1.gate_proj.weight"))
+    assert "parts missing or misshapen of 1 (model.layers.0.mlp.experts.gate_up_proj)" in refusal(tmp_path)
+
+
 def test_a_tied_head_need_not_be_stored(folder, tiny_llama):
     rename_config(folder, tie_word_embeddings=True)
     change(folder, without("lm_head.weight"))

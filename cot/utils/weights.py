@@ -7,6 +7,7 @@ are errors that name the weights.
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,18 @@ def load_checked(name: str, folder: Path, **options):
     """
     from transformers import AutoModelForCausalLM
 
-    with _without_reports():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+    with _reports_kept_back() as reports:
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        except RuntimeError as error:
+            if not reports:
+                raise
+            # parts that do not make up a whole, such as the experts of a layer; only the table names it
+            parts = set(re.findall(r"^(\S+) *\|.*CONVERSION", reports[0], flags=re.MULTILINE))
+            message = f"--model_name {name}: its weights do not fit: parts missing or misshapen of"
+            raise UserError(f"{message} {name_some(parts)}") from error
     model, info = loaded
     buffers = [buffer for buffer, _ in model.named_buffers()]  # computed anew, as rotary tables are
     refuse_misfits(
@@ -160,15 +169,20 @@ def folder_shapes(folder: Path) -> list[tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def _without_reports() -> Iterator[None]:
-    """Keeps transformers' table of misfits off the terminal: one line names them."""
+def _reports_kept_back() -> Iterator[list[str]]:
+    """Keeps transformers' tables of misfits off the terminal, where one line names them, and gives them."""
+    reports: list[str] = []
 
     def is_no_report(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
+        message = record.getMessage()
+        if "LOAD REPORT" in message:
+            reports.append(message)
+            return False
+        return True
 
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(is_no_report)
     try:
-        yield
+        yield reports
     finally:
         logger.removeFilter(is_no_report)
