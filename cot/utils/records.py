@@ -6,6 +6,7 @@ A record says what was asked, what came back and how it scored; README of `cot/`
 from collections.abc import Mapping, Sequence
 
 from cot.utils.answers import score_answer
+from cot.utils.encoding import encode_data
 from cot.utils.fidelity import constraint_report, copying, names_student
 from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.metrics import (
@@ -20,7 +21,7 @@ from cot.utils.metrics import (
     semantic_similarity,
     unmastered_skills,
 )
-from cot.utils.prompts import Prompt, encode_data
+from cot.utils.prompts import Prompt
 from cot.utils.students import Profile
 
 DECIMALS = 6  # of every real number in a record: below it lies the noise of float32 sums
