@@ -55,9 +55,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_peft": False,
     },
 }
+THINKING_LENGTH = 2048  # tokens of a completion with reasoning, where no flag says otherwise
 # Fields of GRPOConfig with a flag of their own: naming one under --grpo would contradict it.
 SAME_NAMES = (
-    *("beta", "learning_rate", "loss_type", "max_completion_length", "max_steps", "num_generations"),
+    *(
+        "beta",
+        "chat_template_kwargs",
+        "learning_rate",
+        "loss_type",
+        "max_completion_length",
+        "max_steps",
+        "num_generations",
+    ),
     *("output_dir", "per_device_train_batch_size", "report_to", "reward_weights", "save_steps"),
     *("scale_rewards", "seed", "use_vllm", "vllm_mode"),
 )
@@ -96,7 +105,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_preset("learning_rate", number(float, 0, 1), "constant for half of the run, then falling to 0")
     add_preset("beta", number(float, 0, 10), "weight of the KL divergence from the base")
     add_preset("max_steps", whole, "optimizer steps")
-    add_preset("max_completion_length", number(int, 5), "cut a completion at N tokens")
+    length = f"cut a completion at N tokens; {THINKING_LENGTH} or half of the context where the model thinks"
+    add_preset("max_completion_length", number(int, 5), length)
     add_preset("max_prompt_length", whole, "tokens of a prompt; memory gives way, then the row is dropped")
     add(
         "--loss_type",

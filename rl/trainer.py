@@ -29,6 +29,7 @@ from cot.utils.models import (
     load_model,
 )
 from cot.utils.runner import Row, answer_now
+from cot.utils.templates import PromptFormat, read_format
 from rl.alarms import Alarms
 from rl.rewards import RewardTable
 from rl.rollouts import MemoryTrainer, end_in_vllm, make_generation_neutral
@@ -51,7 +52,7 @@ def weights_are_sharded() -> bool:
     return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
 
 
-def load_base(args, source: ModelSource, processes):
+def load_base(args, source: ModelSource, processes, tokenizer=None):
     """Model and tokenizer on this process's device, and what a result file records about the model.
 
     One line says which of the checkpoint's generation settings are set aside.
@@ -60,7 +61,7 @@ def load_base(args, source: ModelSource, processes):
     dtype = "float32" if args.preset == "gpu" and not args.use_peft else "auto"
     # of a model that is spread over devices, the trainer brings each part to its place
     device = "cpu" if weights_are_sharded() else str(processes.device)
-    model, tokenizer = load_model(source, device, dtype)
+    model, tokenizer = load_model(source, device, dtype, tokenizer)
 
     set_aside = make_generation_neutral(model, tokenizer)
     if set_aside and processes.is_main_process:
@@ -87,7 +88,9 @@ def keep_reference(
     model.config._name_or_path = str(reference)
 
 
-def make_trainer(args, config, model, tokenizer, rows: list[dict], table, recorder) -> MemoryTrainer:
+def make_trainer(
+    args, config, model, tokenizer, rows: list[dict], table, recorder, prompt_format: PromptFormat
+) -> MemoryTrainer:
     """The trainer on the rows, with a new LoRA adapter where `--use_peft` says so."""
     peft_config = None
     if args.use_peft:
@@ -96,7 +99,9 @@ def make_trainer(args, config, model, tokenizer, rows: list[dict], table, record
         peft_config = LoraConfig(
             r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-    end_in_vllm(config, sorted(end_token_ids(model, tokenizer)), rows[0]["stop"])
+    # vLLM knows no stop text that holds outside a reasoning only: the trainer cuts there afterwards
+    stop = [] if prompt_format.thinks else rows[0]["stop"]
+    end_in_vllm(config, sorted(end_token_ids(model, tokenizer)), stop)
     trainer = MemoryTrainer(
         model=model,
         reward_funcs=table.functions(),
@@ -105,6 +110,7 @@ def make_trainer(args, config, model, tokenizer, rows: list[dict], table, record
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[recorder],
+        reasoning=prompt_format.reasoning,
     )
     trainer.remove_callback(transformers.PrinterCallback)  # the recorder prints a shorter line
     return trainer
@@ -151,6 +157,7 @@ def make_evaluator(
     seed: int,
     temperature: float = 0.0,
     base_file: Path | None = None,
+    prompt_format: PromptFormat | None = None,
 ) -> Callable[[torch.nn.Module], dict]:
     """A function that lets a policy answer a fixed set of moments and gives the answers' means.
 
@@ -162,7 +169,9 @@ def make_evaluator(
         arm: the memory that the prompts show.
         temperature: 0 is greedy.
         base_file: where the first policy's correctness is kept, so that a resumed run compares with it.
+        prompt_format: the model's; None reads it from the tokenizer.
     """
+    prompt_format = prompt_format or read_format(tokenizer)
     rows = [
         Row(
             policy="",
@@ -174,7 +183,10 @@ def make_evaluator(
         )
         for index, moment in enumerate(moments)
     ]
-    prompts = [make_prompt(tokenizer, row.moment, row.memory, shape, max_prompt_tokens) for row in rows]
+    prompts = [
+        make_prompt(tokenizer, row.moment, row.memory, shape, max_prompt_tokens, prompt_format=prompt_format)
+        for row in rows
+    ]
 
     def evaluate(model) -> dict:
         was_training = model.training

@@ -19,6 +19,7 @@ from cot.utils.cli import cache_dir
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 from cot.utils.files import read_json
 from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model, weight_files
+from cot.utils.templates import template_source
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +41,28 @@ def choose_model(name: str, device: str) -> ModelSource:
     return resolve_model(name)
 
 
-def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str = "auto"):
+def load_tokenizer(source: ModelSource):
+    """A model's tokenizer alone, for what must be known before its weights load; `load_model` takes it.
+
+    Raises:
+        UserError: its files cannot be had or loaded.
+    """
+    source = fetch_model(source)
+    try:
+        return _load_tokenizer(source)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        problem = f"its tokenizer cannot be loaded: {str(error)[:400]}"
+        raise UserError(f"--model_name {source.name}: {problem}") from error
+
+
+def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str = "auto", tokenizer=None):
     """Loads a causal language model for generation.
 
     Args:
         name_or_path: what `resolve_model` takes or gave.
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        tokenizer: what `load_tokenizer` gave, as a GGUF file's takes 20 s; None loads it.
 
     Returns:
         The model in eval mode and its tokenizer (pad token set, padding on the left).
@@ -64,7 +80,7 @@ def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: str
     source = fetch_model(source)
 
     try:
-        model, tokenizer = _load(source, placed, torch_dtype)
+        model, tokenizer = _load(source, placed, torch_dtype, tokenizer)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise _too_large(source, placed, torch_dtype) from error
@@ -109,9 +125,12 @@ def end_token_ids(model, tokenizer) -> set[int]:
     ends = {configured} if isinstance(configured, int) else set(configured or ())
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    template = template_source(tokenizer)
     vocabulary = tokenizer.get_added_vocab()
-    return ends | {vocabulary[end] for end in CHAT_ENDS if end in template and end in vocabulary}
+    named = {vocabulary[end] for end in CHAT_ENDS if end in template and end in vocabulary}
+    if "<|return|>" in template:  # of gpt-oss, whose reasoning ends in <|end|> and whose turn in <|return|>
+        named.discard(vocabulary.get("<|end|>"))
+    return ends | named
 
 
 def convert_bundled(source: ModelSource) -> Path:
@@ -251,9 +270,28 @@ def keep_bars_out_of_logs() -> None:
         disable_progress_bar()
 
 
-def _load(source: ModelSource, device, dtype):
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def _load_tokenizer(source: ModelSource):
+    from transformers import AutoTokenizer
 
+    if source.kind == "adapter" and not (source.path / "tokenizer_config.json").is_file():
+        return _load_tokenizer(fetch_model(source.base))
+    if source.kind == "gguf":
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"--model_name {source.name}: a GGUF file needs its package: pip install gguf")
+        return AutoTokenizer.from_pretrained(source.path.parent, gguf_file=source.path.name, **LOCAL)
+
+    folder = convert_bundled(source) if source.kind == "bundled" else source.path
+    if source.kind != "adapter" and read_json(folder / "config.json").get("model_type") == "qwen":
+        from cot.utils import qwen1
+
+        return qwen1.load_tokenizer(folder, qwen1.build_config(folder).max_position_embeddings)
+    return AutoTokenizer.from_pretrained(folder, **LOCAL)
+
+
+def _load(source: ModelSource, device, dtype, tokenizer=None):
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    tokenizer = tokenizer or _load_tokenizer(source)
     options = {"dtype": dtype, "use_safetensors": True, **LOCAL}
     if str(device) != "cpu":  # the default; DeepSpeed's ZeRO-3 refuses to be told
         options["device_map"] = {"": device}
@@ -261,17 +299,12 @@ def _load(source: ModelSource, device, dtype):
     if source.kind == "adapter":
         from peft import PeftModel
 
-        model, tokenizer = _load(fetch_model(source.base), device, dtype)
+        model, _ = _load(fetch_model(source.base), device, dtype, tokenizer)
         model = PeftModel.from_pretrained(model, source.path, torch_device=str(device)).merge_and_unload()
-        if (source.path / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(source.path, **LOCAL)
         return model, tokenizer
 
     if source.kind == "gguf":
-        if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"--model_name {source.name}: a GGUF file needs its package: pip install gguf")
         folder, file = source.path.parent, source.path.name
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, **LOCAL)
         options |= {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
         return AutoModelForCausalLM.from_pretrained(folder, **options), tokenizer
 
@@ -281,9 +314,7 @@ def _load(source: ModelSource, device, dtype):
     if read_json(folder / "config.json").get("model_type") == "qwen":
         from cot.utils.qwen1 import load_qwen1
 
-        return load_qwen1(folder, dtype, device)
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+        return load_qwen1(folder, dtype, device, tokenizer)
     return AutoModelForCausalLM.from_pretrained(folder, **options), tokenizer
 
 

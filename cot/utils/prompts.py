@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cot.utils.encoding import Part, encode_parts, join_parts
 from cot.utils.templates import PromptFormat, read_format
+from cot.utils.thinking import NO_BLOCK, Reasoning
 
 FENCE_OPEN = "<student_memory>"
 FENCE_CLOSE = "</student_memory>"
@@ -32,6 +33,7 @@ class Prompt:
         format: `chat` where the model has a chat template, else `plain`.
         memory: the memory that stands in it, after shortening; empty where there is none.
         stop: texts at which an answer ends, beside the model's own end token.
+        reasoning: the block in which the model thinks before it answers.
     """
 
     text: str
@@ -39,6 +41,7 @@ class Prompt:
     format: str
     memory: str = ""
     stop: tuple[str, ...] = ()
+    reasoning: Reasoning = NO_BLOCK
 
     @property
     def memory_lines(self) -> list[str]:
@@ -144,6 +147,7 @@ def build_prompt(
         format="chat" if chat else "plain",
         memory="\n".join(lines),
         stop=() if chat else PLAIN_STOP,
+        reasoning=prompt_format.reasoning,
     )
 
 

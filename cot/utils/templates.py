@@ -3,18 +3,21 @@
 A template is rendered with a probe, and what stands around the probe is kept, so that the text of a student
 or a question never passes through the template's own code. A template may trim the turn, change its case,
 repeat it, or take it as a list of parts; what does anything else to it is refused in one line. A template
-that asks for the date gets that of the run's start, so that a run that continues has the same prompts.
+that asks for the date gets that of the run's start, so that a run that continues has the same prompts. Of a
+thinking model the template also says how its reasoning begins, and whether it can be switched.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from cot.utils.encoding import Part, join_parts
 from cot.utils.errors import UserError
+from cot.utils.thinking import MARKERS, NO_BLOCK, Reasoning, begin_of
 
+SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
 _CORE = "Probe 8f1D6c0E"
 _LEAD, _TRAIL = "\t\n\t", "\n\t\n"  # blanks around it, which a template may trim
 _SAMPLE = 'Solve.\n\n<memory>\n| it\'s "5 < 6" & more\n</memory>\n\nQuestion: What is ½ + é, 3 * 4 {{ x }}?'
@@ -61,11 +64,17 @@ class PromptFormat:
         template: the chat template's source; empty where the model has none, and prompts are plain text.
         literals: what stands before, between and behind the occurrences of the user's turn.
         changes: what becomes of each occurrence.
+        reasoning: the block in which the model thinks, should it do so.
+        thinks: whether an answer is expected to begin with such a block.
+        notes: what the user should be told, a line each.
     """
 
     template: str = ""
     literals: tuple[str, ...] = ("", "")
     changes: tuple[Change, ...] = (Change(),)
+    reasoning: Reasoning = NO_BLOCK
+    thinks: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def is_chat(self) -> bool:
@@ -84,6 +93,8 @@ class PromptFormat:
 def read_format(
     tokenizer,
     kwargs: Mapping[str, Any] | None = None,
+    thinking: str = "auto",
+    think_end: str | None = None,
     started: datetime | None = None,
     model_name: str | None = None,
 ) -> PromptFormat:
@@ -91,6 +102,8 @@ def read_format(
 
     Args:
         kwargs: variables of the chat template; `chat_template` names one of several.
+        thinking: `on`, `off`, or `auto` for what the template does by itself.
+        think_end: the mark that ends the reasoning; None for what template or tokenizer have.
         started: the date for a template that asks for one; None for now.
         model_name: for messages; None for the tokenizer's own name.
 
@@ -98,28 +111,27 @@ def read_format(
         UserError: no template among several is meant, or the template raises, loses the user's turn, or
             changes it in a way that cannot be followed.
     """
-    flag, kwargs = f"--model_name {model_name or tokenizer.name_or_path}", dict(kwargs or {})
-    if refused := sorted(set(kwargs) & set(_TAKEN)):
+    model, given = f"--model_name {model_name or tokenizer.name_or_path}", dict(kwargs or {})
+    if refused := sorted(set(given) & set(_TAKEN)):
         raise UserError(f"--chat_template_kwargs {refused[0]}: no variable of a chat template")
-    if not tokenizer.chat_template:
-        if kwargs:
-            raise UserError(f"--chat_template_kwargs: {flag} has no chat template that could read them")
-        return PromptFormat()
+    switches = dict.fromkeys(SWITCHES, thinking == "on")
+    if thinking != "auto" and (twice := sorted(set(given) & set(SWITCHES))):
+        raise UserError(f"--chat_template_kwargs {twice[0]}: contradicts --thinking {thinking}; use one")
 
-    name, source = _pick_template(tokenizer, kwargs.pop("chat_template", None), flag)
-    options = {**kwargs, "chat_template": source, "strftime_now": (started or datetime.now()).strftime}
-    problem, lost = "", "does not show the user's turn"
-    for as_list in (False, True):  # of parts, as templates of models that also see pictures take it
-        try:
-            found = _read_probe(source, _render(tokenizer, _LEAD + _CORE + _TRAIL, options, as_list))
-            sample = _render(tokenizer, _SAMPLE, options, as_list)
-        except _template_errors() as error:
-            problem = problem or f"raises {type(error).__name__}: {str(error)[:200]}"
-            continue
-        if found and join_parts(found.write([(_SAMPLE, True)]))[0] == sample:
-            return found
-        problem = "changes the user's turn in a way that cannot be followed" if found else problem
-    raise UserError(f"{flag}: {name} {problem or lost}")
+    if not tokenizer.chat_template:
+        if given:
+            raise UserError(f"--chat_template_kwargs: {model} has no chat template that could read them")
+        found, can_switch, is_off = PromptFormat(), False, False
+    else:
+        name, source = _pick_template(tokenizer, given.pop("chat_template", None), model)
+        clock = (started or datetime.now()).strftime
+        options = {"chat_template": source, "strftime_now": clock, **given}
+        chosen = options if thinking == "auto" else options | switches
+        found = _follow(tokenizer, chosen, f"{model}: {name}")
+        on, off = (_switched(tokenizer, options, to) for to in (True, False))
+        can_switch = on is not None and off is not None and on != off
+        is_off = can_switch and found == off
+    return _add_reasoning(found, tokenizer, thinking, think_end, can_switch, is_off)
 
 
 def template_source(tokenizer) -> str:
@@ -143,6 +155,65 @@ def _pick_template(tokenizer, wanted: str | None, flag: str) -> tuple[str, str]:
         advice = f"""--chat_template_kwargs '{{"chat_template": "{sorted(templates)[0]}"}}'"""
         raise UserError(f"{flag}: {problem}; name one: {advice}")
     return f"its chat template {chosen!r}", templates[chosen]
+
+
+def _follow(tokenizer, options: Mapping[str, Any], name: str) -> PromptFormat:
+    """What stands around a user's turn, and what becomes of it."""
+    problem, lost = "", "does not show the user's turn"
+    for as_list in (False, True):  # of parts, as templates of models that also see pictures take it
+        try:
+            probed = _render(tokenizer, _LEAD + _CORE + _TRAIL, options, as_list)
+            sample = _render(tokenizer, _SAMPLE, options, as_list)
+        except _template_errors() as error:
+            problem = problem or f"raises {type(error).__name__}: {str(error)[:200]}"
+            continue
+        found = _read_probe(options["chat_template"], probed)
+        if found and join_parts(found.write([(_SAMPLE, True)]))[0] == sample:
+            return found
+        problem = "changes the user's turn in a way that cannot be followed" if found else problem
+    raise UserError(f"{name} {problem or lost}")
+
+
+def _switched(tokenizer, options: Mapping[str, Any], to: bool) -> PromptFormat | None:
+    """The same with its reasoning switched; None where the template refuses."""
+    try:
+        return _follow(tokenizer, {**options, **dict.fromkeys(SWITCHES, to)}, "")
+    except UserError:
+        return None
+
+
+def _add_reasoning(
+    found: PromptFormat, tokenizer, thinking: str, think_end: str | None, can_switch: bool, is_off: bool
+) -> PromptFormat:
+    """The format with the model's reasoning block, and whether it is going to be used.
+
+    Args:
+        can_switch: whether the template knows a switch.
+        is_off: whether the prompts are those with the switch at off.
+    """
+    vocabulary = tokenizer.get_added_vocab()
+    told = [pair for pair in MARKERS if pair[1] in found.template]
+    known = told or [pair for pair in MARKERS if pair[1] in vocabulary]
+    begin, end = known[0] if known else MARKERS[0]
+    if think_end:
+        begin, end = begin_of(think_end), think_end
+    tail = found.literals[-1].rstrip()
+    opened = bool(begin) and tail.endswith(begin)
+    closed = tail.endswith(end)
+    expected = bool(told or think_end or (known and thinking == "on"))
+    thinks = opened or (expected and not closed and not is_off)
+
+    notes = []
+    if thinking != "auto" and not can_switch:
+        what = "the model has no chat template" if not found.is_chat else "the chat template knows no switch"
+        notes.append(
+            f"--thinking {thinking}: {what} for it ({', '.join(SWITCHES)}); prompts are as they were"
+        )
+    if thinking == "on" and not known and not think_end:
+        notes.append("--thinking on: nothing names the end of a reasoning; --think_end does, else </think>")
+    # a block without a first mark begins with the completion
+    opened = opened or (thinks and not begin)
+    return replace(found, reasoning=Reasoning(begin, end, opened), thinks=thinks, notes=tuple(notes))
 
 
 def _render(tokenizer, turn: str, options: Mapping[str, Any], as_list: bool) -> str:
