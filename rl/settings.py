@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot.utils.cli import number
+from cot.utils.cli import json_object, number
 from cot.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -249,8 +249,12 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     for key, value in content.items():
         if key not in actions:
             raise UserError(f"--config {path}: {key}: no such flag{suggest(str(key), actions)}")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and actions[key].choices:  # YAML reads on and off as true and false
+            argv.append(f"--{key}={'on' if value else 'off'}")
+        elif isinstance(value, bool):
             argv.append(f"--{key}" if value else f"--no-{key}")
+        elif isinstance(value, dict) and actions[key].type is json_object:
+            argv.append(f"--{key}={json.dumps(value)}")
         elif isinstance(value, dict):
             argv += [f"--{key}", *(f"{name}={json.dumps(item)}" for name, item in value.items())]
         elif isinstance(value, list) and actions[key].nargs:

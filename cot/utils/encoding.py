@@ -74,9 +74,10 @@ def encode_data(tokenizer, text: str) -> list[int]:
 def is_control(text: str, special: bool = False) -> bool:
     """Whether an added token means something to the model: it is special, or no plain word or blank.
 
-    >>> [is_control(text) for text in ("</think>", "[/INST]", "  ", "Question: ", "| ")]
-    [True, True, False, False, False]
+    >>> [is_control(text) for text in ("</think>", "[/INST]", "  ", "▁▁", "Question: ", "| ")]
+    [True, True, False, False, False, False]
     """
+    text = text.replace("▁", " ")  # as SentencePiece writes a blank
     return special or (len(text.strip()) > 1 and not _PLAIN.fullmatch(text))
 
 
