@@ -273,6 +273,72 @@ def test_a_template_tells_whether_its_model_thinks(kind):
         assert on.thinks and on.reasoning.opened and not on.notes
 
 
+REAL = {  # of TRL's collection: whether it thinks by itself, with on, with off; and the end of its reasoning
+    "deepseek_r1_distill": (True, True, True, "</think>"),
+    "gemma3": (False, False, False, "</think>"),
+    "gemma4": (False, True, False, "<channel|>"),
+    "glm4moe": (True, True, False, "</think>"),
+    "gptoss": (True, True, True, "<|channel|>final<|message|>"),
+    "llama3_2": (False, False, False, "</think>"),
+    "phi3_5": (False, False, False, "</think>"),
+    "qwen2_5": (False, False, False, "</think>"),
+    "qwen3": (True, True, False, "</think>"),
+    "qwen3_5_nothink": (False, True, False, "</think>"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_templates_of_real_models_are_read_right(name):
+    from pathlib import Path
+
+    import trl
+
+    from cot.utils.prompts import build_prompt
+    from cot.utils.templates import read_format
+
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "<|pad|>"
+    path = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    tokenizer.chat_template = path.read_text(encoding="utf-8")
+    formats = [read_format(tokenizer, thinking=thinking) for thinking in ("auto", "on", "off")]
+    assert (*(found.thinks for found in formats), formats[0].reasoning.end) == REAL[name]
+    prompt = build_prompt(tokenizer, "How many?", "Solve.")
+    turn = [{"role": "user", "content": "Solve.\n\nQuestion: How many?"}]
+    assert list(prompt.ids) == tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "parts"),
+    [
+        (
+            "<|channel|>analysis<|message|>3<|end|><|channel|>final<|message|>7",
+            None,
+            ("3<|end|>", "7", False),
+        ),
+        ("<|channel|>analysis<|message|>so 3", None, ("so 3", "", True)),
+        ("<|channel>thought\nso 3<channel|>7", "<channel|>", ("so 3", "7", False)),
+        ("<think>a</think>b<think>c 7", "</think>", ("<think>a</think>b<think>c 7", "", True)),  # begun again
+    ],
+)
+def test_the_blocks_of_other_families_are_split_too(text, end, parts):
+    from cot.utils.thinking import split_thinking
+
+    assert split_thinking(text, end or "<|channel|>final<|message|>") == parts
+
+
+def test_the_end_of_a_reasoning_is_no_end_of_a_turn():
+    from types import SimpleNamespace
+
+    from cot.utils.models import end_token_ids
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in ("<|end|>", "<|return|>")])
+    tokenizer.eos_token = "<|return|>"
+    tokenizer.chat_template = "analysis<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>"
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
+    assert end_token_ids(model, tokenizer) == {tokenizer.convert_tokens_to_ids("<|return|>")}
+
+
 # --- rewards, training, summaries -------------------------------------------------------------------------
 
 

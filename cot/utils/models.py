@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
-CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>")
 CPU_ROWS = 32  # from 32 rows to 64 a CPU gains a tenth, and the first result comes twice as late
 SMALL_MODEL = 1e8  # parameters below which a CPU gains from more rows
 SMALL_MODEL_ROWS = 128
