@@ -155,6 +155,36 @@ def test_runs_of_blanks_and_plain_words_stay_the_tokens_that_they_are(plain_toke
     assert (ids.count(blanks), ids.count(word)) == (1, 2)
 
 
+def assert_prompts_are_those_of_old(tokenizer):
+    """Policies were trained on ids whose three parts were encoded apart: byte-level, they are the same."""
+    from cot.utils.cli import COT_PROMPT, PROFILES_DIR
+    from cot.utils.questions import load_questions
+    from cot.utils.students import load_profiles, render_profile
+
+    profiles = list(load_profiles(PROFILES_DIR).values())
+    asked = [question.question for question in load_questions("textbook", "test", 14, None).questions]
+    for number, question in enumerate([*asked, *QUESTIONS]):
+        memory = render_profile(profiles[number % len(profiles)]) if number % 2 else []
+        prompt = build_prompt(tokenizer, question, COT_PROMPT, memory, memory_tokens=48)
+        start, end = prompt.text.index(COT_PROMPT), prompt.text.index(question) + len(question)
+        ids = tokenizer.encode(prompt.text[:start], add_special_tokens=False)
+        ids += tokenizer.encode(prompt.text[start:end], add_special_tokens=False, split_special_tokens=True)
+        assert list(prompt.ids) == ids + tokenizer.encode(prompt.text[end:], add_special_tokens=False)
+
+
+def test_the_tutors_prompts_are_those_that_it_was_trained_on():
+    from transformers import AutoTokenizer
+
+    from cot.utils.model_names import TUTOR
+
+    assert_prompts_are_those_of_old(AutoTokenizer.from_pretrained(TUTOR))
+
+
+@pytest.mark.slow
+def test_the_bundled_models_prompts_are_what_they_were(bundled):
+    assert_prompts_are_those_of_old(bundled[1])
+
+
 # --- templates --------------------------------------------------------------------------------------------
 
 FOLLOWED = {
