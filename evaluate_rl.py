@@ -27,6 +27,7 @@ from cot.utils.cli import (
     OneLineParser,
     add_generation_flags,
     add_memory_flags,
+    add_template_flags,
     number,
     script_frame,
     writable_dir,
@@ -36,7 +37,8 @@ from cot.utils.errors import UserError
 ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]
 # Settings that are those of the first policy's training unless a flag names them, and their values where no
 # policy has a training run.
-AS_TRAINED = {"cot_prompt": COT_PROMPT, "chapters": ["all"], "max_new_tokens": 256, "memory_tokens": 256}
+AS_TRAINED = {"cot_prompt": COT_PROMPT, "chapters": ["all"], "max_new_tokens": None, "memory_tokens": 256}
+AS_TRAINED |= {"thinking": "auto", "chat_template_kwargs": None, "think_end": None}
 AS_TRAINED |= {"top_k": 2, "min_similarity": MIN_SIMILARITY, "memory_half_life": None}
 
 
@@ -74,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--memory", nargs="+", action=Distinct, default=ARMS, choices=ARMS, help=shows)
 
     add_memory_flags(parser)
+    add_template_flags(parser)
     add_generation_flags(parser)
     parser.set_defaults(students=["all"], temperatures=[0.7], num_samples=2, **dict.fromkeys(AS_TRAINED))
 
@@ -244,6 +247,7 @@ def run(args: argparse.Namespace) -> int:
     moments, histories, source = follow_students(args, profiles, policies)
 
     from cot.utils.devices import pick_device
+    from cot.utils.formats import prepare_models
     from cot.utils.memory_arms import PromptShape
     from cot.utils.runner import Run
     from cot.utils.sweeps import load_scorers
@@ -258,11 +262,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"data:     {source}: {len(moments)} moments, {questions} exercises, {len(profiles)} students")
     print(f"rows:     {len(rows)} on {device}, arms: {' '.join(args.memory)}", flush=True)
 
+    sources = {policy.name: policy.source for policy in policies}
+    tokenizers, args.max_new_tokens = prepare_models(args, sources, args.max_new_tokens)
     evaluation = Run(
         script=Path(__file__).name,
         args=args,
         rows=rows,
-        sources={policy.name: policy.source for policy in policies},
+        sources=sources,
         shape=PromptShape(args.cot_prompt, args.memory_tokens),
         profiles=profiles,
         config={
@@ -275,6 +281,7 @@ def run(args: argparse.Namespace) -> int:
             **scorers.describe(),
         },
         folder=folder,
+        tokenizers=tokenizers,
     )
     with evaluation:
         evaluation.generate()

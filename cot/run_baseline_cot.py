@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Questions to prompts to engine to metrics to results; returns the exit code."""
+    from cot.utils.formats import prepare_models
     from cot.utils.memory_arms import Moment, PromptShape, StudentMemory
     from cot.utils.model_names import family
     from cot.utils.models import choose_model
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         args.dataset, args.split, args.subset_size, args.seed if args.shuffle else None
     )
     config = announce(args, source, questions)
+    tokenizers, args.max_new_tokens = prepare_models(args, {source.name: source}, args.max_new_tokens)
     scorers = load_scorers()
 
     # one prompt a question, one row for each temperature and sample
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         profiles={},
         config=config | scorers.describe(),
         folder=folder,
+        tokenizers=tokenizers,
     ) as sweep:
         sweep.generate()
         finish_sweep(sweep, scorers)

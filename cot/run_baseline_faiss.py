@@ -86,6 +86,7 @@ def place_students(args: argparse.Namespace, questions, arms, embedder) -> list[
 
 def run(args: argparse.Namespace) -> int:
     """Questions to retrieval to prompts to engine to metrics to results; returns the exit code."""
+    from cot.utils.formats import prepare_models
     from cot.utils.memory_arms import MemoryArms, PromptShape
     from cot.utils.model_names import family
     from cot.utils.models import choose_model
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         args.dataset, args.split, args.subset_size, args.seed if args.shuffle else None
     )
     config = announce(args, source, questions)
+    tokenizers, args.max_new_tokens = prepare_models(args, {source.name: source}, args.max_new_tokens)
     scorers = load_scorers()
 
     # one prompt for every question, student and arm; one row for each temperature and sample
@@ -149,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
         profiles=profiles,
         config=config | scorers.describe(),
         folder=folder,
+        tokenizers=tokenizers,
     ) as sweep:
         sweep.generate()
         finish_sweep(sweep, scorers)

@@ -17,6 +17,7 @@ from cot.utils.mastery import DEFAULT_PARAMETERS, mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.questions import Question, question_of
 from cot.utils.students import Interaction, MemoryLog, Profile, load_profiles, pick_students
+from cot.utils.templates import PromptFormat, read_format
 from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises
 
 MOMENT_EVERY = 4  # exercises of a log between two moments at which training takes its memory
@@ -225,6 +226,7 @@ def build_rows(
     shape: PromptShape,
     max_prompt_tokens: int | None,
     seed: int,
+    prompt_format: PromptFormat | None = None,
 ) -> tuple[list[dict], int]:
     """The data set's rows, and how many moments were dropped because the question itself is too long.
 
@@ -237,15 +239,19 @@ def build_rows(
         shown: the memory arm of each moment.
         fit_arms: arms whose rows are rewarded for fit.
         seed: of the order of the memory's lines, and of the other students.
+        prompt_format: the model's; None reads it from the tokenizer.
 
     Raises:
         UserError: no prompt fits the budget.
     """
     rng = random.Random(f"others {seed}")
+    prompt_format = prompt_format or read_format(tokenizer)
     rows, dropped = [], 0
     for moment, arm in zip(moments, shown, strict=True):
         memory = arms.show(moment, arm)
-        prompt = make_prompt(tokenizer, moment, memory, shape, max_prompt_tokens, line_order_seed=seed)
+        prompt = make_prompt(
+            tokenizer, moment, memory, shape, max_prompt_tokens, seed, prompt_format=prompt_format
+        )
         if max_prompt_tokens is not None and len(prompt.ids) > max_prompt_tokens:
             dropped += 1
             continue

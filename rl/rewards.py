@@ -21,6 +21,7 @@ from cot.utils.errors import UserError
 from cot.utils.fidelity import MAX_COPYING, copying, fidelity, names_student
 from cot.utils.files import append_json_lines
 from cot.utils.students import Profile
+from cot.utils.thinking import NO_BLOCK, Reasoning, split_thinking
 
 DEFAULT_WEIGHTS = {
     "correct": 1.0,
@@ -267,6 +268,7 @@ class RewardTable:
         parts: reward functions by name.
         samples: file for sampled completions of all processes, None for none.
         sample_every: steps between two samples.
+        reasoning: of a thinking model: every part sees what follows it, and nothing where it was cut off.
         writes: whether this process writes the file, as one of them does.
     """
 
@@ -276,9 +278,12 @@ class RewardTable:
         samples: Path | None = None,
         sample_every: int = 10,
         writes: bool = True,
+        reasoning: Reasoning = NO_BLOCK,
     ) -> None:
         self._parts = parts
         self._samples, self._sample_every, self._writes = samples, sample_every, writes
+        self._reasoning = reasoning
+        self._answers: list[str] = []  # of the batch at hand
         self._batch: Sequence[str] | None = None  # held, so that its identity cannot be another batch's
         self._columns: dict[str, Rewards] = {}
         self.completion_ids: Sequence[Sequence[int]] = ()
@@ -309,6 +314,8 @@ class RewardTable:
 
     def _fill(self, batch: dict) -> None:
         columns = {key: values for key, values in batch.items() if isinstance(values, list)}
+        self._answers = [self._answer(text) for text in batch["completions"]]
+        columns["completions"] = self._answers
         table: list[dict[str, float | None]] = []
         for row in range(len(batch["completions"])):
             one = {key: [values[row]] for key, values in columns.items()}
@@ -320,13 +327,18 @@ class RewardTable:
                 table.append(dict.fromkeys(self._parts))
         self._columns = {name: [values[name] for values in table] for name in self._parts}
 
+    def _answer(self, text: str) -> str:
+        """What follows a completion's reasoning; empty where it was cut off."""
+        block = self._reasoning
+        _, answer, cut_off = split_thinking(text, block.end, block.begin, block.opened)
+        return "" if cut_off else answer
+
     def _report(self, batch: dict) -> None:
         """Copying and naming as metrics of the step; now and then a group of completions as JSON lines."""
-        texts = batch["completions"]
-        copied = [copying(text, memory) for text, memory in zip(texts, batch["memory"], strict=True)]
-        named = [
-            names_student(text, student, "") for text, student in zip(texts, batch["student_id"], strict=True)
-        ]
+        texts, answers = batch["completions"], self._answers
+        copied = [copying(text, memory) for text, memory in zip(answers, batch["memory"], strict=True)]
+        rows = zip(answers, batch["student_id"], strict=True)
+        named = [names_student(text, student, "") for text, student in rows]
         if "log_metric" in batch:
             batch["log_metric"]("copying", sum(copied) / len(copied))
             batch["log_metric"]("names_student", sum(named) / len(named))

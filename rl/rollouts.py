@@ -18,6 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cot.utils.errors import UserError
 from cot.utils.models import end_token_ids
+from cot.utils.thinking import NO_BLOCK, Reasoning, StopWatch, split_completion
 
 # Generation settings that do not change which tokens are drawn, or that a rollout sets itself.
 HARMLESS = {
@@ -62,20 +63,22 @@ def end_in_vllm(config: GRPOConfig, ends: Sequence[int], stop: Sequence[str]) ->
 
 
 class StopText(StoppingCriteria):
-    """Ends a row of a batch when its newest token completes a stop text; a token is at least one byte."""
+    """Ends a row of a batch when its newest token completes a stop text outside the reasoning."""
 
-    def __init__(self, tokenizer, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
-        self._longest = max(len(text.encode()) for text in stop)
-        self._prompt_tokens: int | None = None
+    def __init__(self, tokenizer, stop: Sequence[str], reasoning: Reasoning = NO_BLOCK) -> None:
+        self._tokenizer, self._stop, self._reasoning = tokenizer, stop, reasoning
+        self._watches: list[StopWatch] = []
+        self._seen = 0  # tokens of a row, the prompt included
 
     def __call__(self, input_ids, scores, **_):
         """Which rows are done, (B,); `input_ids` is (B, T), the prompt included."""
-        if self._prompt_tokens is None:  # first asked after the first new token
-            self._prompt_tokens = input_ids.shape[1] - 1
-        start = max(self._prompt_tokens, input_ids.shape[1] - self._longest)
-        tails = self._tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-        done = [any(stop in tail for stop in self._stop) for tail in tails]
+        if not self._watches:  # first asked after the first new token
+            self._seen = input_ids.shape[1] - 1
+            self._watches = [StopWatch(self._tokenizer, self._stop, self._reasoning) for _ in input_ids]
+        newest = input_ids[:, self._seen :].tolist()
+        self._seen = input_ids.shape[1]
+        rows = zip(self._watches, newest, strict=True)
+        done = [any([watch.add(token) for token in tokens]) for watch, tokens in rows]
         return torch.tensor(done, device=input_ids.device)
 
 
@@ -91,12 +94,13 @@ class MemoryTrainer(GRPOTrainer):
 
     Args:
         train_dataset: rows of `rl.moments.build_rows`.
+        reasoning: the block in which the model thinks before it answers; no stop text holds in it.
     """
 
-    def __init__(self, *, train_dataset: Dataset, **kwargs) -> None:
+    def __init__(self, *, train_dataset: Dataset, reasoning: Reasoning = NO_BLOCK, **kwargs) -> None:
         ids = zip(train_dataset["prompt"], train_dataset["prompt_ids"], strict=True)
         self._ids_of_prompt = dict(ids)
-        self._stop = tuple(train_dataset[0]["stop"])
+        self._stop, self._reasoning = tuple(train_dataset[0]["stop"]), reasoning
         super().__init__(train_dataset=train_dataset.remove_columns(["prompt_ids", "stop"]), **kwargs)
         # TRL adds the tokenizer's end, which may be None
         self.eos_token_ids = [token for token in self.eos_token_ids if token is not None]
@@ -144,7 +148,7 @@ class MemoryTrainer(GRPOTrainer):
             yield
             return
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        criteria = StoppingCriteriaList([StopText(self._tokenizer, self._stop)])
+        criteria = StoppingCriteriaList([StopText(self._tokenizer, self._stop, self._reasoning)])
         model.generate = partial(model.generate, stopping_criteria=criteria)
         try:
             yield
@@ -153,15 +157,21 @@ class MemoryTrainer(GRPOTrainer):
 
     def _tokens_to_stop(self, ids: Sequence[int]) -> int | None:
         """How many tokens complete a stop text; None where there is none."""
+        split = split_completion(self._tokenizer, ids, self._reasoning)
+        if split.cut_off or not any(stop in split.text for stop in self._stop):
+            return None
+        start = split.thinking_tokens or 0
 
         def stops(count: int) -> bool:
-            text = self._tokenizer.decode(ids[:count], skip_special_tokens=True)
+            text = self._tokenizer.decode(ids[start:count], skip_special_tokens=True)
             return any(stop in text for stop in self._stop)
 
-        return bisect_left(range(len(ids)), True, key=stops) if stops(len(ids)) else None
+        return bisect_left(range(len(ids)), True, key=stops)
 
     def _text(self, ids: Sequence[int]) -> str:
-        """A completion as the engine reads it: without its end, which need not be a special token."""
+        """A completion as the engine reads it: without its end, which need not be a special token.
+
+        Its reasoning stands before it with its marks, special or not, for `RewardTable` to take apart.
+        """
         ids = ids[:-1] if ids[-1] in self.eos_token_ids else ids
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text[: min((text.index(stop) for stop in self._stop if stop in text), default=None)]
+        return split_completion(self._tokenizer, ids, self._reasoning, self._stop).whole(self._reasoning)

@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         device="cpu", dtype="float32", batch_size=None, seed=HELD_OUT_SEED, fail_on_error=0.05
     )
     parser.set_defaults(max_new_tokens=cpu["max_completion_length"])
+    parser.set_defaults(thinking="auto", chat_template_kwargs=None, think_end=None)
     return parser
 
 
@@ -140,6 +141,7 @@ def training_flags(args: argparse.Namespace, arm: str, seed: int, folder: Path) 
     """The flags with which the training script trains an arm."""
     flags = [*ARMS[arm], "--seed", str(seed), "--max_steps", str(args.max_steps)]
     flags += ["--model_name", args.model_name, "--profiles_dir", str(args.profiles_dir)]
+    flags += ["--max_completion_length", str(args.max_new_tokens)]
     return [*flags, "--preset", "cpu", "--dataset", "textbook", "--output_dir", str(folder)]
 
 

@@ -45,11 +45,13 @@ class RunFolder:
     Attributes:
         identity: what decides the run; a checkpoint made with another one is not continued.
         checkpoint: to continue from; None at the start.
+        started: when the run was begun first, whose date a chat template may show.
     """
 
     path: Path
     identity: dict
     checkpoint: Path | None
+    started: str
     processes: Any  # accelerate's PartialState
     lock: Any = None
 
@@ -59,7 +61,7 @@ class RunFolder:
 
         record = {
             "status": "running",
-            "started": timestamp(),
+            "started": self.started,
             "config": config | {"identity": self.identity},
             "environment": environment(device),
         }
@@ -109,23 +111,26 @@ def open_run(
     from cot.utils.results import code_version
 
     identity = identity | {"model_revision": source.revision, "code_version": code_version()}
-    path, checkpoint, problem, lock = None, None, None, None
+    path, checkpoint, started, problem, lock = None, None, timestamp(), None, None
     if processes.is_main_process:
         try:
             path = writable_dir(output_dir or _unnamed_folder(source, identity, resume))
             busy = f"--output_dir {path}: another process trains there; wait for it or stop it"
             lock = lock_file(path / "run.lock", busy)
             checkpoint = _pick_checkpoint(path, identity, resume)
+            earlier = read_run(checkpoint.parent if checkpoint else path)
+            if checkpoint or (resume == "auto" and earlier.get("config", {}).get("identity") == identity):
+                started = earlier.get("started", started)
         except UserError as error:
             problem = str(error)
 
-    found: list = [path, checkpoint, problem]
+    found: list = [path, checkpoint, started, problem]
     if processes.num_processes > 1:
         broadcast_object_list(found)
-    path, checkpoint, problem = found
+    path, checkpoint, started, problem = found
     if problem:
         raise UserError(problem)
-    return RunFolder(path, identity, checkpoint, processes, lock)
+    return RunFolder(path, identity, checkpoint, started, processes, lock)
 
 
 def _pick_checkpoint(path: Path, identity: dict, resume: str) -> Path | None:

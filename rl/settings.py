@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot.utils.cli import number
+from cot.utils.cli import json_object, number
 from cot.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,9 +55,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_peft": False,
     },
 }
+THINKING_LENGTH = 2048  # tokens of a completion with reasoning, where no flag says otherwise
 # Fields of GRPOConfig with a flag of their own: naming one under --grpo would contradict it.
 SAME_NAMES = (
-    *("beta", "learning_rate", "loss_type", "max_completion_length", "max_steps", "num_generations"),
+    *(
+        "beta",
+        "chat_template_kwargs",
+        "learning_rate",
+        "loss_type",
+        "max_completion_length",
+        "max_steps",
+        "num_generations",
+    ),
     *("output_dir", "per_device_train_batch_size", "report_to", "reward_weights", "save_steps"),
     *("scale_rewards", "seed", "use_vllm", "vllm_mode"),
 )
@@ -96,7 +105,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_preset("learning_rate", number(float, 0, 1), "constant for half of the run, then falling to 0")
     add_preset("beta", number(float, 0, 10), "weight of the KL divergence from the base")
     add_preset("max_steps", whole, "optimizer steps")
-    add_preset("max_completion_length", number(int, 5), "cut a completion at N tokens")
+    length = f"cut a completion at N tokens; {THINKING_LENGTH} or half of the context where the model thinks"
+    add_preset("max_completion_length", number(int, 5), length)
     add_preset("max_prompt_length", whole, "tokens of a prompt; memory gives way, then the row is dropped")
     add(
         "--loss_type",
@@ -239,8 +249,12 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     for key, value in content.items():
         if key not in actions:
             raise UserError(f"--config {path}: {key}: no such flag{suggest(str(key), actions)}")
-        if isinstance(value, bool):
+        if isinstance(value, bool) and actions[key].choices:  # YAML reads on and off as true and false
+            argv.append(f"--{key}={'on' if value else 'off'}")
+        elif isinstance(value, bool):
             argv.append(f"--{key}" if value else f"--no-{key}")
+        elif isinstance(value, dict) and actions[key].type is json_object:
+            argv.append(f"--{key}={json.dumps(value)}")
         elif isinstance(value, dict):
             argv += [f"--{key}", *(f"{name}={json.dumps(item)}" for name, item in value.items())]
         elif isinstance(value, list) and actions[key].nargs:

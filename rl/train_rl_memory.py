@@ -24,6 +24,7 @@ from cot.utils.cli import (
     COT_PROMPT,
     OneLineParser,
     add_memory_flags,
+    add_template_flags,
     flags_of,
     number,
     script_frame,
@@ -32,6 +33,7 @@ from cot.utils.cli import (
 from cot.utils.errors import EXIT_OK, EXIT_SIGNAL, EXIT_UNEXPECTED, UserError
 from rl.settings import (
     PRESETS,
+    THINKING_LENGTH,
     add_training_flags,
     check_optional,
     fill_preset,
@@ -46,6 +48,7 @@ from rl.settings import (
 # The flags that a checkpoint cannot be continued with when one of them differs.
 IDENTITY = (
     *("dataset", "chapters", "students", "cot_prompt", "seed"),
+    *("thinking", "chat_template_kwargs", "think_end"),
     *("memory", "memory_mix", "memory_tokens", "memory_half_life", "top_k", "min_similarity"),
     *("weights", "num_generations", "prompts_per_step", "max_completion_length", "max_prompt_length"),
     *("learning_rate", "beta", "max_steps", "loss_type", "scale_rewards", "grpo"),
@@ -85,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--cot_prompt", default=COT_PROMPT, help="the instruction before the question")
 
+    add_template_flags(parser)
     add_memory_flags(parser)
     parser.set_defaults(students=["all"], top_k=None, memory_tokens=None)
     add(
@@ -142,7 +146,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, room: int):
+def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, room: int, prompt_format):
     """The rows in the order in which training sees them, and how many moments were dropped."""
     from rl.moments import build_rows, draw_arms
 
@@ -156,6 +160,7 @@ def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, 
         shape=shape,
         max_prompt_tokens=room,
         seed=args.seed,
+        prompt_format=prompt_format,
     )
     repeated = rows * (len(moments) // len(rows) + 1)  # makes up for the dropped ones, in the same order
     return repeated[: len(moments)], dropped
@@ -166,11 +171,21 @@ def run(args: argparse.Namespace) -> int:
     from rl.moments import fingerprint_questions, fingerprint_students, load_arms, plan_prompts
     from rl.splits import pick_moments
 
-    # who is asked what, when
+    # who is asked what, when, and how: the template is checked before any weights load
+    named_length = args.max_completion_length
     fill_preset(args)
     source = find_base(args.model_name)
     arms = load_arms(args)
     train, held_out, data = pick_moments(args, arms)
+
+    from cot.utils.files import read_timestamp
+    from cot.utils.formats import format_of, prepare_models
+
+    preset_length = PRESETS[args.preset]["max_completion_length"]
+    tokenizers, args.max_completion_length = prepare_models(
+        args, {"": source}, named_length, preset_length, THINKING_LENGTH
+    )
+    tokenizer = tokenizers[""]
 
     from rl.rewards import RewardTable, reward_parts
     from rl.runs import open_run
@@ -199,9 +214,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"model: {source.name}\ndata:  {args.dataset}\nrun:   {folder}", flush=True)
 
     # the model and its prompts
-    model, tokenizer, described = load_base(args, source, processes)
+    prompt_format = format_of(args, tokenizer, source, started=read_timestamp(run_folder.started))
+    model, tokenizer, described = load_base(args, source, processes, tokenizer)
     shape, room = plan_prompts(args, described["context_length"])
-    rows, dropped = build_data(args, tokenizer, arms, train, shape, room)
+    rows, dropped = build_data(args, tokenizer, arms, train, shape, room, prompt_format)
     eval_arm = "none" if args.memory == "none" else "own"
     record = run_folder.begin(
         config={
@@ -222,6 +238,7 @@ def run(args: argparse.Namespace) -> int:
         samples=folder / "completions.jsonl",
         sample_every=args.sample_every,
         writes=processes.is_main_process,
+        reasoning=prompt_format.reasoning,
     )
     evaluate = None
     if held_out and not weights_are_sharded():
@@ -235,6 +252,7 @@ def run(args: argparse.Namespace) -> int:
             max_new_tokens=args.max_completion_length,
             seed=args.seed,
             base_file=folder / "eval_base.json",
+            prompt_format=prompt_format,
         )
     signals = Signals()
     recorder = Recorder(
@@ -250,7 +268,7 @@ def run(args: argparse.Namespace) -> int:
 
     # training
     keep_reference(config, args.use_peft, model, source, folder, processes)
-    trainer = make_trainer(args, config, model, tokenizer, rows, table, recorder)
+    trainer = make_trainer(args, config, model, tokenizer, rows, table, recorder, prompt_format)
     train_to_the_end(trainer, run_folder.checkpoint)
 
     # how it ended

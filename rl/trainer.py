@@ -24,6 +24,7 @@ from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.model_names import ModelSource
 from cot.utils.models import describe_model, end_token_ids, load_model
 from cot.utils.runner import Row, answer_now
+from cot.utils.templates import PromptFormat, read_format
 from rl.alarms import Alarms
 from rl.rewards import RewardTable
 from rl.rollouts import MemoryTrainer, end_in_vllm, make_generation_neutral
@@ -46,7 +47,7 @@ def weights_are_sharded() -> bool:
     return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
 
 
-def load_base(args, source: ModelSource, processes):
+def load_base(args, source: ModelSource, processes, tokenizer=None):
     """Model and tokenizer on this process's device, and what a result file records about the model.
 
     One line says which of the checkpoint's generation settings are set aside.
@@ -56,7 +57,7 @@ def load_base(args, source: ModelSource, processes):
     # where all weights are trained on a GPU, they are the optimizer's and stay float32, as on a CPU
     all_weights = args.preset == "gpu" and not args.use_peft
     dtype = "float32" if all_weights or device == "cpu" else "auto"
-    model, tokenizer = load_model(source, device, dtype)
+    model, tokenizer = load_model(source, device, dtype, tokenizer)
 
     set_aside = make_generation_neutral(model, tokenizer)
     if set_aside and processes.is_main_process:
@@ -83,7 +84,9 @@ def keep_reference(
     model.config._name_or_path = str(reference)
 
 
-def make_trainer(args, config, model, tokenizer, rows: list[dict], table, recorder) -> MemoryTrainer:
+def make_trainer(
+    args, config, model, tokenizer, rows: list[dict], table, recorder, prompt_format: PromptFormat
+) -> MemoryTrainer:
     """The trainer on the rows, with a new LoRA adapter where `--use_peft` says so."""
     peft_config = None
     if args.use_peft:
@@ -92,7 +95,9 @@ def make_trainer(args, config, model, tokenizer, rows: list[dict], table, record
         peft_config = LoraConfig(
             r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-    end_in_vllm(config, sorted(end_token_ids(model, tokenizer)), rows[0]["stop"])
+    # vLLM knows no stop text that holds outside a reasoning only: the trainer cuts there afterwards
+    stop = [] if prompt_format.thinks else rows[0]["stop"]
+    end_in_vllm(config, sorted(end_token_ids(model, tokenizer)), stop)
     trainer = MemoryTrainer(
         model=model,
         reward_funcs=table.functions(),
@@ -101,6 +106,7 @@ def make_trainer(args, config, model, tokenizer, rows: list[dict], table, record
         processing_class=tokenizer,
         peft_config=peft_config,
         callbacks=[recorder],
+        reasoning=prompt_format.reasoning,
     )
     trainer.remove_callback(transformers.PrinterCallback)  # the recorder prints a shorter line
     return trainer
@@ -147,6 +153,7 @@ def make_evaluator(
     seed: int,
     temperature: float = 0.0,
     base_file: Path | None = None,
+    prompt_format: PromptFormat | None = None,
 ) -> Callable[[torch.nn.Module], dict]:
     """A function that lets a policy answer a fixed set of moments and gives the answers' means.
 
@@ -158,7 +165,9 @@ def make_evaluator(
         arm: the memory that the prompts show.
         temperature: 0 is greedy.
         base_file: where the first policy's correctness is kept, so that a resumed run compares with it.
+        prompt_format: the model's; None reads it from the tokenizer.
     """
+    prompt_format = prompt_format or read_format(tokenizer)
     rows = [
         Row(
             policy="",
@@ -170,7 +179,10 @@ def make_evaluator(
         )
         for index, moment in enumerate(moments)
     ]
-    prompts = [make_prompt(tokenizer, row.moment, row.memory, shape, max_prompt_tokens) for row in rows]
+    prompts = [
+        make_prompt(tokenizer, row.moment, row.memory, shape, max_prompt_tokens, prompt_format=prompt_format)
+        for row in rows
+    ]
 
     def evaluate(model) -> dict:
         was_training = model.training

@@ -341,8 +341,8 @@ def test_the_result_files_keep_their_contract(finished):
 def test_every_text_is_judged_by_the_base(finished, models):
     import torch
 
+    from cot.utils.encoding import encode_data
     from cot.utils.models import load_model
-    from cot.utils.prompts import encode_data
 
     model, tokenizer = load_model(str(models[0]), "cpu", "float32")
     for record in results(finished[0])[3::17]:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import read_strictly
 
 import rl.runs
 from cot.utils.errors import UserError
@@ -176,3 +177,16 @@ def test_policies_that_cannot_be_told_apart_or_compared_are_refused(tiny_folder,
     with pytest.raises(UserError, match="not finished"):
         resolve_policies(None, [(None, str(unfinished))])
     assert parse_trained("a=b=c") == ("a", "b=c")
+
+
+def test_a_run_that_continues_keeps_the_moment_at_which_it_began(tmp_path):
+    identity = {"seed": 0}
+    first = open_run(tmp_path, SOURCE, identity, "auto", Alone())
+    first.begin(config={}, device="cpu")
+    record = read_strictly(tmp_path / "run.json") | {"started": "20240726_235900"}
+    first.close(record, "cancelled")
+    again = open_run(tmp_path, SOURCE, identity, "auto", Alone())
+    assert again.started == again.begin(config={}, device="cpu")["started"] == "20240726_235900"
+    again.close(record, "cancelled")
+    other = open_run(tmp_path, SOURCE, {"seed": 1}, "auto", Alone())
+    assert other.started != "20240726_235900"

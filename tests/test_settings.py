@@ -106,3 +106,12 @@ def test_grpo_options_win_and_unknown_ones_are_named():
         make_config(settings("--preset", "cpu", "--grpo", "temperatur=0.5"), processes=1)
     with pytest.raises(UserError, match="refused by GRPOConfig"):
         make_config(settings("--preset", "cpu", "--grpo", "save_strategy=sometimes"), processes=1)
+
+
+def test_variables_of_the_template_can_stand_in_a_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("thinking: 'on'\nchat_template_kwargs: {enable_thinking: false}\n")
+    args = parse_args(["--config", str(path)])
+    assert (args.thinking, args.chat_template_kwargs) == ("on", {"enable_thinking": False})
+    path.write_text("thinking: off\n")  # YAML's false
+    assert parse_args(["--config", str(path)]).thinking == "off"

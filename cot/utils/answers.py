@@ -16,6 +16,7 @@ from fractions import Fraction
 
 from cot.utils.marks import Answer, Mark, first_turn, read_bold, read_conclusion, read_marks, standing_text
 from cot.utils.numerals import NUMBER_PATTERN, Reason, plain_text, read_number
+from cot.utils.thinking import split_thinking
 
 INVALID = "[invalid]"
 NEXT_QUESTION = "\nQuestion:"  # where the harness stops
@@ -48,7 +49,7 @@ class Score:
     flexible_correct: bool
 
 
-def score_answer(text: str, gold: str, truncated: bool = False) -> Score:
+def score_answer(text: str, gold: str, truncated: bool = False, thinking_cut_off: bool = False) -> Score:
     """Score a generated text; of a thinking model's, what follows its reasoning.
 
     The harness stops generating at a further question, so strict and flexible read up to there.
@@ -57,6 +58,7 @@ def score_answer(text: str, gold: str, truncated: bool = False) -> Score:
         text: what the model wrote, without the prompt.
         gold: a GSM8K solution that ends in `#### N`, or a bare number.
         truncated: whether the budget of tokens ended the text.
+        thinking_cut_off: whether the text ended inside a reasoning that was taken off it already.
 
     Raises:
         GoldError: the gold solution holds no number where its answer should stand.
@@ -68,7 +70,9 @@ def score_answer(text: str, gold: str, truncated: bool = False) -> Score:
     ('18', True, 'hash', False)
     """
     gold_value = gold_answer(gold)
-    answer = final_answer(text, truncated)
+    answer = (
+        Answer(None, None, "thinking_cut_off", None) if thinking_cut_off else final_answer(text, truncated)
+    )
     _, text, _ = split_thinking(text)
     text = text.partition(NEXT_QUESTION)[0]
 
@@ -112,22 +116,6 @@ def final_answer(text: str, truncated: bool = False) -> Answer:
     if truncated and first == text:
         return Answer(None, None, "cut_off", None)
     return read_bold(standing) or read_conclusion(standing)
-
-
-def split_thinking(text: str, end: str = "</think>") -> tuple[str, str, bool]:
-    """The reasoning and the answer of a thinking model's text, and whether it was cut off while it thought.
-
-    A text without either mark of a reasoning block is all answer.
-
-    >>> split_thinking("<think>6 * 3 = 18</think>\\n\\n18 eggs")
-    ('6 * 3 = 18', '18 eggs', False)
-    """
-    begin = end.replace("/", "", 1)
-    thinking, found, answer = text.rpartition(end)
-    if found:
-        return thinking.replace(begin, "", 1).strip(), answer.strip(), False
-    before, found, thinking = text.partition(begin)
-    return (thinking.strip(), before.strip(), True) if found and begin != end else ("", text, False)
 
 
 def gold_answer(gold: str) -> Fraction:

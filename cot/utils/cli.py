@@ -1,6 +1,7 @@
 """Flags, validators and paths that the scripts share, and the frame that turns errors into exit codes."""
 
 import argparse
+import json
 import math
 import os
 import shlex
@@ -66,6 +67,21 @@ def batch_size(text: str) -> int | None:
     return None if text == "auto" else number(int, 1)(text)
 
 
+def json_object(text: str) -> dict:
+    """A JSON object, for argparse's `type`.
+
+    >>> json_object('{"enable_thinking": false}')
+    {'enable_thinking': False}
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a JSON object such as '{{\"name\": true}}'")
+    return value
+
+
 class Distinct(argparse.Action):
     """Stores a list flag and refuses a value given twice."""
 
@@ -126,11 +142,38 @@ def add_question_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_template_flags(parser: argparse.ArgumentParser) -> None:
+    """--thinking --chat_template_kwargs --think_end."""
+    group = parser.add_argument_group("chat template")
+    group.add_argument(
+        "--thinking",
+        default="auto",
+        choices=["auto", "on", "off"],
+        help="let a thinking model reason before it answers, or not; auto is what its chat template does",
+    )
+    group.add_argument(
+        "--chat_template_kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="variables of the chat template as a JSON object; chat_template names one of several templates",
+    )
+    group.add_argument(
+        "--think_end",
+        metavar="TEXT",
+        help="the mark that ends the reasoning; without this flag what the template or tokenizer has, such as"
+        " </think>",
+    )
+
+
 def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     """--max_new_tokens --temperatures --num_samples --batch_size --seed."""
     group = parser.add_argument_group("generation")
     group.add_argument(
-        "--max_new_tokens", type=number(int, 1), default=256, metavar="N", help="cut an answer at N tokens"
+        "--max_new_tokens",
+        type=number(int, 1),
+        metavar="N",
+        help="cut an answer at N tokens (default: 256), reasoning included; the default is 4096 where the"
+        " model thinks, and at most half of its context",
     )
     group.add_argument(
         "--temperatures",
@@ -182,9 +225,10 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of every sweep: model, questions, prompt, generation, output."""
+    """The flags of every sweep: model, questions, prompt, template, generation, output."""
     add_model_flags(parser)
     add_question_flags(parser)
+    add_template_flags(parser)
     add_generation_flags(parser)
     add_output_flags(parser)
 

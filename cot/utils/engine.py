@@ -20,6 +20,7 @@ import torch
 from cot.utils.devices import is_out_of_memory
 from cot.utils.kv_cache import make_room, use_grouped_attention
 from cot.utils.models import context_length, end_token_ids, estimate_rows
+from cot.utils.thinking import NO_BLOCK, Reasoning, StopWatch, split_completion
 
 SHRINK_SHARE = 0.25  # finished rows that make it worth copying the cache of the others
 
@@ -32,13 +33,16 @@ class Request:
         prompt_ids: token ids, (T,).
         temperature: 0 is greedy.
         seed_key: names the noise; the same key on the same kind of device draws the same noise.
-        stop: texts at which a completion ends, as a base model needs that would go on with another question.
+        stop: texts at which a completion ends, as a base model needs that would go on with another question;
+            inside a reasoning none ends it.
+        reasoning: the block in which the model thinks before it answers.
     """
 
     prompt_ids: tuple[int, ...]
     temperature: float
     seed_key: str
     stop: tuple[str, ...] = ()
+    reasoning: Reasoning = NO_BLOCK
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,15 @@ class Completion:
     """One generated text.
 
     Attributes:
-        text: decoded, without prompt and special tokens, up to the stop text.
+        text: decoded, without prompt and special tokens, up to the stop text; of a thinking model what
+            follows its reasoning.
         token_ids: all generated ids, (N,), the end token or stop text included.
         logprobs: natural log-probability of each of them at temperature 1, (N,).
         truncated: `max_new_tokens` was reached without an end.
         error: `{"type", "message"}` where there is no usable text.
+        thinking_text: the reasoning; None where there is none.
+        thinking_tokens: how many of the ids it takes, its marks included; None where there is none.
+        thinking_cut_off: the ids end inside the reasoning.
     """
 
     text: str = ""
@@ -58,6 +66,9 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     truncated: bool = False
     error: dict | None = None
+    thinking_text: str | None = None
+    thinking_tokens: int | None = None
+    thinking_cut_off: bool = False
 
 
 @dataclass
@@ -66,6 +77,7 @@ class _Row:
 
     request: Request
     generator: torch.Generator | None
+    stop_watch: StopWatch | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     status: str = "running"
@@ -149,7 +161,10 @@ class TransformersEngine:
         self, requests: list[Request], watch: Callable[[int, int], None] | None
     ) -> list[Completion]:
         """Decodes all rows together, until each has ended or is as long as it may be."""
-        rows = [_Row(request, _make_generator(request, self.model.device)) for request in requests]
+        rows = [
+            _Row(request, _make_generator(request, self.model.device), self._watch(request))
+            for request in requests
+        ]
         active = list(rows)
         with torch.inference_mode():
             logits, cache, mask = self._prefill(requests)  # logits (B, V), mask (B, T)
@@ -223,16 +238,12 @@ class TransformersEngine:
                 continue
             row.token_ids.append(token)
             row.logprobs.append(logprob)
-            if token in self.end_ids or self._at_stop(row):
+            if token in self.end_ids or (row.stop_watch and row.stop_watch.add(token)):
                 row.status = "ended"
         return tokens
 
-    def _at_stop(self, row: _Row) -> bool:
-        """Whether the newest token completes a stop text; a token is at least one byte."""
-        stops = row.request.stop
-        longest = max((len(stop.encode()) for stop in stops), default=0)
-        tail = self.tokenizer.decode(row.token_ids[-longest:], skip_special_tokens=True) if stops else ""
-        return any(stop in tail for stop in stops)
+    def _watch(self, request: Request) -> StopWatch | None:
+        return StopWatch(self.tokenizer, request.stop, request.reasoning) if request.stop else None
 
     def _complete(self, row: _Row) -> Completion:
         if row.status == "not_finite":
@@ -240,10 +251,16 @@ class TransformersEngine:
             return Completion(error={"type": "not_finite", "message": message})
         ended_by_token = row.token_ids[-1] in self.end_ids
         ids = row.token_ids[:-1] if ended_by_token else row.token_ids
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        ends = [text.index(stop) for stop in row.request.stop if stop in text]
-        text, truncated = text[: min(ends, default=None)], row.status == "running"
-        return Completion(text, tuple(row.token_ids), tuple(row.logprobs), truncated)
+        split = split_completion(self.tokenizer, ids, row.request.reasoning, row.request.stop)
+        return Completion(
+            text=split.text,
+            token_ids=tuple(row.token_ids),
+            logprobs=tuple(row.logprobs),
+            truncated=row.status == "running",
+            thinking_text=split.thinking_text,
+            thinking_tokens=split.thinking_tokens,
+            thinking_cut_off=split.cut_off,
+        )
 
 
 def answer_nll(

@@ -21,6 +21,8 @@ from cot.utils.errors import UserError
 if TYPE_CHECKING:
     from filelock import FileLock
 
+STAMP = "%Y%m%d_%H%M%S"
+
 
 def to_jsonable(value: object) -> object:
     """A value that strict JSON can hold: NaN and infinities become null, numpy scalars become numbers.
@@ -128,7 +130,16 @@ def append_json_lines(path: Path, records: Iterable[object]) -> None:
 
 def timestamp() -> str:
     """Now, as it stands in file names: `YYYYmmdd_HHMMSS`, local time."""
-    return datetime.datetime.now().strftime("%Y%m%d_%H%M%S")
+    return datetime.datetime.now().strftime(STAMP)
+
+
+def read_timestamp(stamp: str) -> datetime.datetime:
+    """The moment that a `timestamp` names.
+
+    >>> read_timestamp("20240726_235900")
+    datetime.datetime(2024, 7, 26, 23, 59)
+    """
+    return datetime.datetime.strptime(stamp, STAMP)
 
 
 def lock_file(path: Path, busy: str, timeout_s: float = 0.0) -> "FileLock":
@@ -167,6 +178,11 @@ class Journal:
         self.header = header
         self.batches = batches
         self._lock = lock
+
+    @property
+    def begun(self) -> datetime.datetime:
+        """When the run began first, however often it was continued."""
+        return read_timestamp(self.header["started"])
 
     def append(self, batch: dict) -> None:
         """Writes one batch and returns when it lies on the disk."""

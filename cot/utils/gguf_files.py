@@ -16,33 +16,45 @@ ROTARY_FACTORS = "rope_freqs.weight"
 ADD_BOS = "tokenizer.ggml.add_bos_token"
 
 
-def load_gguf(name: str, path: Path, options: dict):
-    """Loads model and tokenizer of a file; the weights are unpacked.
+def load_gguf_tokenizer(name: str, path: Path, options: dict):
+    """The tokenizer of a file.
 
     Args:
         name: of the model.
-        path: of the file.
-        options: for `from_pretrained`: `dtype`, `device_map` and the like.
+        options: for `from_pretrained`.
 
     Raises:
-        UserError: the package `gguf` is absent; tensors are missing, would be skipped or have another shape;
-            the file scales rotary frequencies; it wants a begin-of-text token and names none.
+        UserError: the package `gguf` is absent; the file wants a begin-of-text token and names none.
     """
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"--model_name {name}: a GGUF file needs its package: pip install gguf")
-    from transformers import AutoTokenizer, GgufConfig
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **options)
+    _obey_add_bos(name, read_header(path), tokenizer)
+    return tokenizer
+
+
+def load_gguf(name: str, path: Path, options: dict):
+    """The model of a file, its weights unpacked.
+
+    Args:
+        name: of the model.
+        options: for `from_pretrained`: `dtype`, `device_map` and the like.
+
+    Raises:
+        UserError: tensors are missing, would be skipped or have another shape; the file scales rotary
+            frequencies.
+    """
+    from transformers import GgufConfig
 
     header = read_header(path)
     _refuse_rotary_factors(name, path, header)
-    where = {key: options[key] for key in ("trust_remote_code", "local_files_only")}
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **where)
-    _obey_add_bos(name, header, tokenizer)
-
     quantization = GgufConfig(dequantize=True)
     model = load_checked(name, path.parent, gguf_file=path.name, quantization_config=quantization, **options)
     _refuse_skipped(name, header, model)
     _refuse_other_shapes(name, model)
-    return model, tokenizer
+    return model
 
 
 def _refuse_rotary_factors(name: str, path: Path, header: GgufHeader) -> None:

@@ -22,6 +22,7 @@ from cot.utils.prompts import Prompt, body_tokens, build_prompt, fit_lines
 from cot.utils.questions import Question
 from cot.utils.retrieval import OwnMemories, RetrievedMemory
 from cot.utils.students import END, Interaction, Profile, render_profile
+from cot.utils.templates import PromptFormat, read_format
 from cot.utils.textbook import load_chapters
 
 ARMS = ("own", "none", "shuffled", "random", "time_shuffled")
@@ -251,6 +252,7 @@ def make_prompt(
     shape: PromptShape,
     max_prompt_tokens: int | None = None,
     line_order_seed: int | None = None,
+    prompt_format: PromptFormat | None = None,
 ) -> Prompt:
     """The prompt of a moment that shows a memory.
 
@@ -258,7 +260,9 @@ def make_prompt(
         max_prompt_tokens: the context's room; None for no limit.
         line_order_seed: shuffles the lines after the budget was applied, so that the most relevant ones
             stay whatever the order; None keeps the order.
+        prompt_format: the model's; None reads it from the tokenizer.
     """
+    prompt_format = prompt_format or read_format(tokenizer)
 
     def build(lines: Sequence[str], memory_tokens: int) -> Prompt:
         return build_prompt(
@@ -269,6 +273,7 @@ def make_prompt(
             examples=shape.examples,
             memory_tokens=memory_tokens,
             max_prompt_tokens=max_prompt_tokens,
+            prompt_format=prompt_format,
         )
 
     lines, budget = list(memory.lines), shape.memory_tokens

@@ -17,13 +17,14 @@ from cot.utils.dtypes import DtypeChoice, check_dtype, choose_dtype
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 from cot.utils.files import read_json
 from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model
+from cot.utils.templates import template_source
 from cot.utils.weights import check_vocabulary, folder_shapes, gib_needed, load_checked, read_shapes
 
 if TYPE_CHECKING:
     import torch
 
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
-CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<turn|>")
 CPU_ROWS = 32  # from 32 rows to 64 a CPU gains a tenth, and the first result comes twice as late
 SMALL_MODEL = 1e8  # parameters below which a CPU gains from more rows
 SMALL_MODEL_ROWS = 128
@@ -37,13 +38,33 @@ def choose_model(name: str, device: str) -> ModelSource:
     return resolve_model(name)
 
 
-def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: "str | torch.dtype" = "auto"):
+def load_tokenizer(source: ModelSource):
+    """A model's tokenizer alone, for what must be known before its weights load; `load_model` takes it.
+
+    Raises:
+        UserError: its files cannot be had or loaded.
+    """
+    source = fetch_model(source)
+    try:
+        return _load_tokenizer(source)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        problem = f"its tokenizer cannot be loaded: {str(error)[:400]}"
+        raise UserError(f"--model_name {source.name}: {problem}") from error
+
+
+def load_model(
+    name_or_path: str | ModelSource,
+    device: str = "auto",
+    dtype: "str | torch.dtype" = "auto",
+    tokenizer=None,
+):
     """Loads a causal language model for generation.
 
     Args:
         name_or_path: what `resolve_model` takes or gave.
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: `auto` (see `choose_dtype`; only that times anything), `float32`, `bfloat16` or `float16`.
+        tokenizer: what `load_tokenizer` gave, as a GGUF file's takes 20 s; None loads it.
 
     Returns:
         The model in eval mode and its tokenizer (pad token set, padding on the left).
@@ -67,7 +88,7 @@ def load_model(name_or_path: str | ModelSource, device: str = "auto", dtype: "st
     torch_dtype = getattr(torch, choose_dtype(named, placed, shapes, warn=False).dtype)
 
     try:
-        model, tokenizer = _load(source, placed, torch_dtype)
+        model, tokenizer = _load(source, placed, torch_dtype, tokenizer)
         check_vocabulary(source.name, model, tokenizer)
         check_batching(source.name, model.eval())
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
@@ -131,9 +152,12 @@ def end_token_ids(model, tokenizer) -> set[int]:
     ends = {configured} if isinstance(configured, int) else set(configured or ())
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    template = template_source(tokenizer)
     vocabulary = tokenizer.get_added_vocab()
-    return ends | {vocabulary[end] for end in CHAT_ENDS if end in template and end in vocabulary}
+    named = {vocabulary[end] for end in CHAT_ENDS if end in template and end in vocabulary}
+    if "<|return|>" in template:  # of gpt-oss, whose reasoning ends in <|end|> and whose turn in <|return|>
+        named.discard(vocabulary.get("<|end|>"))
+    return ends | named
 
 
 def convert_bundled(source: ModelSource) -> Path:
@@ -201,9 +225,26 @@ def keep_bars_out_of_logs() -> None:
         disable_progress_bar()
 
 
-def _load(source: ModelSource, device, dtype):
+def _load_tokenizer(source: ModelSource):
     from transformers import AutoTokenizer
 
+    if source.kind == "adapter" and not (source.path / "tokenizer_config.json").is_file():
+        return _load_tokenizer(fetch_model(source.base))
+    if source.kind == "gguf":
+        from cot.utils.gguf_files import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(source.name, source.path, LOCAL)
+
+    folder = convert_bundled(source) if source.kind == "bundled" else source.path
+    if source.kind != "adapter" and read_json(folder / "config.json").get("model_type") == "qwen":
+        from cot.utils import qwen1
+
+        return qwen1.load_tokenizer(folder, qwen1.build_config(folder).max_position_embeddings)
+    return AutoTokenizer.from_pretrained(folder, **LOCAL)
+
+
+def _load(source: ModelSource, device, dtype, tokenizer=None):
+    tokenizer = tokenizer or _load_tokenizer(source)
     options = {"dtype": dtype, "use_safetensors": True, **LOCAL}
     if str(device) != "cpu":  # the default; DeepSpeed's ZeRO-3 refuses to be told
         options["device_map"] = {"": device}
@@ -211,16 +252,13 @@ def _load(source: ModelSource, device, dtype):
     if source.kind == "adapter":
         from cot.utils.adapters import merge_adapter
 
-        model, tokenizer = _load(fetch_model(source.base), device, dtype)
-        model = merge_adapter(source, model, device)
-        if (source.path / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(source.path, **LOCAL)
-        return model, tokenizer
+        model, _ = _load(fetch_model(source.base), device, dtype, tokenizer)
+        return merge_adapter(source, model, device), tokenizer
 
     if source.kind == "gguf":
         from cot.utils.gguf_files import load_gguf
 
-        return load_gguf(source.name, source.path, options)
+        return load_gguf(source.name, source.path, options), tokenizer
 
     folder = convert_bundled(source) if source.kind == "bundled" else source.path
     if gib_needed(folder_shapes(folder), dtype) > gib_present(device):
@@ -228,9 +266,7 @@ def _load(source: ModelSource, device, dtype):
     if read_json(folder / "config.json").get("model_type") == "qwen":
         from cot.utils.qwen1 import load_qwen1
 
-        return load_qwen1(folder, dtype, device)
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
+        return load_qwen1(folder, dtype, device, tokenizer)
     return load_checked(source.name, folder, **options), tokenizer
 
 

@@ -1,13 +1,17 @@
 """From a question, and what is known about a student, to the tokens that the model sees.
 
-Whatever comes from a profile, a memory or a question is data. It stands in the user turn, it is encoded with
-special tokens split, so that a written `<|im_end|>` is twelve characters and not a control token, and
-memory stands inside a fence, each line behind `FENCE_MARK`, so that no text can close the fence.
+Whatever comes from a profile, a memory or a question is data. It stands in the user turn, it is encoded so
+that a written `<|im_end|>` or `</think>` is characters and not a control token (`encoding`), and memory
+stands inside a fence, each line behind `FENCE_MARK`, so that no text can close the fence.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from cot.utils.encoding import Part, encode_parts, join_parts
+from cot.utils.templates import PromptFormat, read_format
+from cot.utils.thinking import NO_BLOCK, Reasoning
 
 FENCE_OPEN = "<student_memory>"
 FENCE_CLOSE = "</student_memory>"
@@ -16,7 +20,6 @@ MEMORY_NOTE = "Fit the explanation to this student. What stands between the mark
 FENCE_WORD = re.compile(r"student_memory", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 ANNOTATION = re.compile(r"<<[^<>]*>>")
-CONTENT = "content-8f1d6c0e"  # stands for the user turn while the chat template is rendered
 PLAIN_STOP = ("\nQuestion:",)  # a model without a chat template would go on with another question
 
 
@@ -30,6 +33,7 @@ class Prompt:
         format: `chat` where the model has a chat template, else `plain`.
         memory: the memory that stands in it, after shortening; empty where there is none.
         stop: texts at which an answer ends, beside the model's own end token.
+        reasoning: the block in which the model thinks before it answers.
     """
 
     text: str
@@ -37,6 +41,7 @@ class Prompt:
     format: str
     memory: str = ""
     stop: tuple[str, ...] = ()
+    reasoning: Reasoning = NO_BLOCK
 
     @property
     def memory_lines(self) -> list[str]:
@@ -62,11 +67,6 @@ def data_line(text: str) -> str:
     return FENCE_WORD.sub("student-memory", clean(" ".join(text.split()))).replace("<|", "< |")
 
 
-def encode_data(tokenizer, text: str) -> list[int]:
-    """Token ids of text in which nothing is a control token."""
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-
 def fit_lines(tokenizer, lines: Sequence[str], max_tokens: int) -> list[str]:
     """The first lines that fit into `max_tokens`; the line at the border is cut at a word.
 
@@ -90,13 +90,12 @@ def fit_lines(tokenizer, lines: Sequence[str], max_tokens: int) -> list[str]:
 
 def body_tokens(tokenizer, lines: Sequence[str]) -> int:
     """Tokens of the fenced lines; what `memory_tokens` bounds."""
-    return sum(len(encode_data(tokenizer, f"{FENCE_MARK}{line}\n")) for line in lines)
+    return sum(len(encode_parts(tokenizer, _fenced([line]))) for line in lines)
 
 
-def fence(lines: Sequence[str]) -> str:
+def fence(lines: Sequence[str]) -> list[Part]:
     """Lines of data as a block that cannot be mistaken for the prompt around it."""
-    body = "\n".join(FENCE_MARK + data_line(line) for line in lines)
-    return f"{MEMORY_NOTE}\n{FENCE_OPEN}\n{body}\n{FENCE_CLOSE}"
+    return [(f"{MEMORY_NOTE}\n{FENCE_OPEN}\n", False), *_fenced(lines), (FENCE_CLOSE, False)]
 
 
 def build_prompt(
@@ -107,6 +106,7 @@ def build_prompt(
     examples: Sequence[tuple[str, str]] = (),
     memory_tokens: int = 0,
     max_prompt_tokens: int | None = None,
+    prompt_format: PromptFormat | None = None,
 ) -> Prompt:
     """Instruction, worked examples, fenced memory and question as one user turn, or as plain text.
 
@@ -114,17 +114,27 @@ def build_prompt(
         memory_lines: most relevant first; shortened from the end to `memory_tokens`.
         examples: (question, solution) pairs; calculator annotations are removed.
         max_prompt_tokens: the context's room; memory gives way to it, the question never does.
+        prompt_format: the model's, as `read_format` gives it; None reads it from the tokenizer.
+
+    Raises:
+        UserError: as `read_format`.
     """
-    chat = bool(tokenizer.chat_template)
-    asked = f"Question: {clean(question).strip()}" + ("" if chat else "\nAnswer:")
-    before = [clean(instruction)]
-    before += [f"Question: {q}\nAnswer: {ANNOTATION.sub('', a)}" for q, a in examples]
+    prompt_format = prompt_format or read_format(tokenizer)
+    chat, instruction = prompt_format.is_chat, clean(instruction)
+    # a policy may have been taught the whole instruction as one token
+    before: list[Part] = [(instruction, instruction not in tokenizer.get_added_vocab())]
+    for asked, solution in examples:
+        before += [("\n\nQuestion: ", False), (asked, True)]
+        before += [("\nAnswer: ", False), (ANNOTATION.sub("", solution), True)]
+    behind: list[Part] = [("\n\nQuestion: ", False), (clean(question).strip(), True)]
+    behind += [] if chat else [("\nAnswer:", False)]
     lines = fit_lines(tokenizer, memory_lines, memory_tokens)
 
     # memory gives way, line by line, until the whole prompt fits
     while True:
-        parts = [*before, *([fence(lines)] if lines else []), asked]
-        text, ids = _encode(tokenizer, "\n\n".join(parts), chat)
+        memory = [("\n\n", False), *fence(lines)] if lines else []
+        parts = prompt_format.write([*before, *memory, *behind])
+        ids = encode_parts(tokenizer, parts, add_special_tokens=not chat)
         excess = 0 if max_prompt_tokens is None else len(ids) - max_prompt_tokens
         if excess <= 0 or not lines:
             break
@@ -132,21 +142,15 @@ def build_prompt(
         lines = fit_lines(tokenizer, lines, memory_tokens)
 
     return Prompt(
-        text=text,
+        text=join_parts(parts)[0],
         ids=tuple(ids),
         format="chat" if chat else "plain",
         memory="\n".join(lines),
         stop=() if chat else PLAIN_STOP,
+        reasoning=prompt_format.reasoning,
     )
 
 
-def _encode(tokenizer, content: str, chat: bool) -> tuple[str, list[int]]:
-    if not chat:
-        return content, tokenizer.encode(content, split_special_tokens=True)
-    turn = [{"role": "user", "content": CONTENT}]
-    rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    head, tail = rendered.split(CONTENT)
-    ids = tokenizer.encode(head, add_special_tokens=False)
-    ids += encode_data(tokenizer, content)
-    ids += tokenizer.encode(tail, add_special_tokens=False)
-    return head + content + tail, ids
+def _fenced(lines: Sequence[str]) -> list[Part]:
+    marked = [[(FENCE_MARK, False), (data_line(line), True), ("\n", False)] for line in lines]
+    return [part for line in marked for part in line]

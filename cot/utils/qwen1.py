@@ -77,8 +77,8 @@ def build_config(folder: Path):
         ) from error
 
 
-def load_qwen1(folder: Path, dtype: "torch.dtype", device: "torch.device"):
-    """Loads model and tokenizer; runs no code from the folder.
+def load_qwen1(folder: Path, dtype: "torch.dtype", device: "torch.device", tokenizer=None):
+    """Loads model and tokenizer, unless the latter is given; runs no code from the folder.
 
     Returns:
         A `Qwen2ForCausalLM` in `dtype` on `device`, and its `PreTrainedTokenizerFast`.
@@ -93,7 +93,7 @@ def load_qwen1(folder: Path, dtype: "torch.dtype", device: "torch.device"):
     from transformers import Qwen2ForCausalLM
 
     config = build_config(folder)
-    tokenizer = load_tokenizer(folder, config.max_position_embeddings)
+    tokenizer = tokenizer or load_tokenizer(folder, config.max_position_embeddings)
     with init_empty_weights(include_buffers=False):  # the rotary table is computed, not stored
         model = Qwen2ForCausalLM(config)
     for shard in weight_files(folder):

@@ -1,11 +1,13 @@
 """From an answer to a record: THE routine that scores a text, in every script.
 
-A record says what was asked, what came back and how it scored; README of `cot/` lists every key.
+A record says what was asked, what came back and how it scored; README of `cot/` lists every key. Of a
+thinking model `generated_text` is what follows the reasoning, and so is whatever is measured of it.
 """
 
 from collections.abc import Mapping, Sequence
 
 from cot.utils.answers import score_answer
+from cot.utils.encoding import encode_data
 from cot.utils.fidelity import constraint_report, copying, names_student
 from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.metrics import (
@@ -20,8 +22,9 @@ from cot.utils.metrics import (
     semantic_similarity,
     unmastered_skills,
 )
-from cot.utils.prompts import Prompt, encode_data
+from cot.utils.prompts import Prompt
 from cot.utils.students import Profile
+from cot.utils.thinking import Split
 
 DECIMALS = 6  # of every real number in a record: below it lies the noise of float32 sums
 
@@ -56,6 +59,8 @@ def make_record(row, prompt: Prompt, completion, profile: Profile | None) -> dic
         **_score(completion, question.gold_solution),
         "mean_nll": mean_nll,
         "truncated": None if failed else completion.truncated,
+        "thinking_text": completion.thinking_text,
+        "thinking_tokens": completion.thinking_tokens,
         "reasoning_steps": None,
         **_count_equations(completion),
         "entity_overlap": None,
@@ -96,7 +101,8 @@ def add_metrics(records: Sequence[dict], embedder, nlp) -> None:
 def add_base_likelihood(records: Sequence[dict], engine, prompts: Mapping[tuple, Prompt]) -> None:
     """Mean negative log-likelihood and perplexity of every text under one fixed model, the base, in place.
 
-    A text is encoded anew with the base's tokenizer, and ends in its end token unless it was cut off.
+    A text is encoded anew with the base's tokenizer, and ends in its end token unless it was cut off. What a
+    thinking model wrote before it is taken as given, as the prompt is.
 
     Args:
         engine: the base's.
@@ -110,7 +116,11 @@ def add_base_likelihood(records: Sequence[dict], engine, prompts: Mapping[tuple,
     for record in valid:
         prompt = prompts[record["student_id"], record["question_id"], record["memory_arm"]]
         end = [] if record["truncated"] else [engine.tokenizer.eos_token_id]
-        pairs.append((prompt.ids, [*encode_data(engine.tokenizer, record["generated_text"]), *end]))
+        given, thought, reasoning = prompt.ids, record["thinking_text"], prompt.reasoning
+        if thought is not None:
+            block = Split("", thought).whole(reasoning)
+            given = (*given, *engine.tokenizer.encode(block, add_special_tokens=False))
+        pairs.append((given, [*encode_data(engine.tokenizer, record["generated_text"]), *end]))
 
     # this pass holds the logits of every position at once, decoding those of one
     longest = max((len(prompt) + len(answer) for prompt, answer in pairs), default=1)
@@ -137,7 +147,7 @@ def _score(completion, gold_solution: str) -> dict:
     if completion.error is not None:
         names = ("predicted_answer", "correct", "strict_correct", "flexible_correct")
         return dict.fromkeys((*names, "answer_mark", "unparsed_reason"))
-    score = score_answer(completion.text, gold_solution, completion.truncated)
+    score = score_answer(completion.text, gold_solution, completion.truncated, completion.thinking_cut_off)
     return {
         "predicted_answer": score.predicted,
         "correct": score.correct,

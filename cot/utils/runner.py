@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cot.utils.cli import flags_of, this_command
 from cot.utils.errors import EXIT_OK, EXIT_SAMPLES, EXIT_UNEXPECTED, Interrupted, UserError
 from cot.utils.files import Journal, dumps, open_journal, timestamp, unfinished_headers, write_json
+from cot.utils.formats import format_of
 from cot.utils.memory_arms import Moment, PromptShape, StudentMemory, make_prompt
 from cot.utils.model_names import ModelSource, fetch_model
 from cot.utils.progress import Progress
@@ -110,7 +111,7 @@ class Run:
 
     Args:
         args: the script's flags, among them `temperatures, max_new_tokens, batch_size, seed, device, dtype,
-            fail_on_error`.
+            thinking, chat_template_kwargs, think_end, fail_on_error`.
         rows: all answers, in the order of the results.
         sources: the model of each policy.
         shape: how prompts are built.
@@ -118,6 +119,7 @@ class Run:
         config: what the result files record beside the flags.
         folder: where they lie.
         growing: a finished run of other rows is continued, so that policies can be added to it.
+        tokenizers: by policy, those that were loaded already.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Run:
         config: dict,
         folder: Path,
         growing: bool = False,
+        tokenizers: Mapping[str, Any] | None = None,
     ) -> None:
         self.script, self.args, self.folder = script, args, folder
         self.rows, self.sources, self.shape, self.profiles = rows, sources, shape, profiles
@@ -138,7 +141,7 @@ class Run:
         self.environment = environment(config["device"])
         self.records: dict[str, dict] = {}
         self.exit_code = EXIT_OK
-        self._growing = growing
+        self._growing, self._tokenizers = growing, dict(tokenizers or {})
         self._generation_s, self._start = 0.0, time.monotonic()
         self._last_write = self._write_cost_s = 0.0
 
@@ -208,19 +211,30 @@ class Run:
         whatever the clock says now: the same batches give the same sums.
         """
         from cot.utils.engine import TransformersEngine
-        from cot.utils.models import describe_model, estimate_rows, load_model, settle_dtype
+        from cot.utils.models import (
+            describe_model,
+            estimate_rows,
+            load_model,
+            load_tokenizer,
+            settle_dtype,
+        )
 
         args, source, device = self.args, fetch_model(self.sources[policy]), self.config["device"]
         begun = self.config["models"].get(policy)
+        tokenizer = self._tokenizers.get(policy) or load_tokenizer(source)
+        # a template may show the date: that of the run's start, so that a run can continue the next day
+        prompt_format = format_of(args, tokenizer, source, started=self._journal.begun)
         choice, lines = settle_dtype(source, begun["dtype"] if begun else args.dtype, device, args.device)
         if not begun:
             print("".join(f"{line}\n" for line in lines), end="", flush=True)
-        model, tokenizer = load_model(source, device, choice.dtype)
+        model, tokenizer = load_model(source, device, choice.dtype, tokenizer)
         engine = TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
         room = None if engine.context_length is None else engine.context_length - args.max_new_tokens
         cells = {row.cell: row for row in self.rows if row.policy == policy}
         prompts = {
-            cell: make_prompt(tokenizer, row.moment, row.memory, self.shape, room)
+            cell: make_prompt(
+                tokenizer, row.moment, row.memory, self.shape, room, prompt_format=prompt_format
+            )
             for cell, row in cells.items()
         }
 
@@ -268,6 +282,7 @@ class Run:
             "libraries": [SCHEMA_VERSION, self.environment["versions"]],
             "decoding": decoding,
             "prompt": asdict(self.shape),
+            "template": [args.thinking, args.chat_template_kwargs, args.think_end],
             "questions": [[row.index, asdict(row.moment)] for row in cells],
             "memory": [asdict(row.memory) for row in cells],
             "profiles": [profile.model_dump() for profile in self.profiles.values()],
@@ -362,6 +377,6 @@ def _requests(rows: Sequence[Row], prompts: Sequence[Prompt], seed: int) -> list
     from cot.utils.engine import Request
 
     return [
-        Request(prompt.ids, row.temperature, row.noise_key(seed), prompt.stop)
+        Request(prompt.ids, row.temperature, row.noise_key(seed), prompt.stop, prompt.reasoning)
         for row, prompt in zip(rows, prompts, strict=True)
     ]

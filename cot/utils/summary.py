@@ -106,6 +106,7 @@ def describe(records: Records) -> dict:
         "truncated": sum(record["truncated"] for record in valid),
         "unparsed": sum(record["predicted_answer"] is None for record in valid),
         "unmarked": sum(record["answer_mark"] in UNMARKED for record in valid),
+        "thinking_cut_off": len(_cut_off_thinking(valid)),
         "empty": sum(not record["generated_text"].strip() for record in valid),
         "accuracy": {name: share_of(texts, key) for name, key in SCORERS.items()},
         "accuracy_finished": share_of(observe([r for r in valid if not r["truncated"]]), "correct"),
@@ -114,6 +115,8 @@ def describe(records: Records) -> dict:
         summary["repeats"] = _describe_repeats(valid)
 
     present = [metric for metric in METRICS if any(metric in record for record in valid)]
+    if any(record.get("thinking_tokens") is not None for record in valid):
+        present.insert(1, "thinking_tokens")
     summary["metrics"] = {
         metric: _describe_metric(by_student if metric in OF_THE_STUDENT else texts, metric)
         for metric in present
@@ -138,16 +141,26 @@ def look_at(records: Records, max_new_tokens: int) -> list[str]:
     if accuracy["low"] is not None:
         share += f" [{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
     cut = sum(record["truncated"] for record in valid)
+    thinking = len(_cut_off_thinking(valid))
     unmarked = sum(record["answer_mark"] in UNMARKED for record in valid)
     failed = len(records) - len(valid)
     lines = [f"accuracy {share} of {len(valid)}; cut off {cut}, unmarked {unmarked}, failed {failed}"]
 
-    if valid and cut / len(valid) > MANY_CUT:
+    if valid and thinking / len(valid) > MANY_CUT:
+        advice = f"try --max_new_tokens {2 * max_new_tokens}, or --thinking off"
+        lines.append(f"{thinking} of {len(valid)} reasonings were cut off and have no answer: {advice}")
+    elif valid and cut / len(valid) > MANY_CUT:
         advice = f"try --max_new_tokens {2 * max_new_tokens}"
         lines.append(f"{cut} of {len(valid)} answers were cut off at {max_new_tokens} tokens: {advice}")
-    if valid and unmarked - cut > MANY_CUT * len(valid):
+    unended = sum(bool(record["truncated"] or _cut_off_thinking([record])) for record in valid)
+    if valid and unmarked - unended > MANY_CUT * len(valid):
         lines.append(f"{unmarked} answers bear no mark: try another --cot_prompt (cot/README.md)")
     return lines
+
+
+def _cut_off_thinking(records: Records) -> Records:
+    """Those that ended inside their reasoning."""
+    return [record for record in records if record.get("unparsed_reason") == "thinking_cut_off"]
 
 
 def leak_rate(records: Records) -> float | None:
