@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: two busy processes on two cores
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CANARY_SECRET": "canary-9b1c"}
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CANARY_SECRET": "canary-9b1c"}
 LINES = ["Ann has 3 apples and buys 4 more.", "How many apples has she now?", "3 + 4 = 7", "#### 7"]
 FIRST_KEYS = [  # of every record, in this order
     "index",

@@ -252,6 +252,7 @@ def test_gold_that_does_not_parse_is_an_error_of_the_data(gold):
         score_answer("#### 18", gold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_gold_solution_of_gsm8k_scores_itself_as_right(split):
     path = GSM8K / f"{split}.jsonl"

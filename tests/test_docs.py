@@ -189,12 +189,14 @@ def sweep(tiny_folder, tmp_path_factory) -> Path:
     return folder / "out" / "tiny"
 
 
+@pytest.mark.slow
 def test_every_key_of_a_sweeps_files_is_documented(sweep):
     for pattern in ("results_temp_0.6_*.json", "summary_*.json"):
         assert undocumented(read_strictly(only(sweep, pattern)), read("cot")) == []
 
 
 @needs_jq
+@pytest.mark.slow
 def test_the_jq_lines_of_the_sweeps_run(sweep):
     five, factorial = blocks(read("cot"), "jq")
     outputs = run_lines(five.strip().split("\n"), sweep)

@@ -1,7 +1,6 @@
 """Which number format a model gets, what is timed for it, and what is said of a slow one."""
 
 import time
-from argparse import Namespace
 
 import pytest
 import torch
@@ -12,10 +11,7 @@ from cot.utils import dtypes
 from cot.utils.devices import warn_of_cpu
 from cot.utils.dtypes import choose_dtype, decide, time_product
 from cot.utils.errors import UserError
-from cot.utils.model_names import resolve_model
 from cot.utils.models import load_model
-from cot.utils.runner import Run
-from cot.utils.weights import read_shapes
 
 CPU = torch.device("cpu")
 SMALL = [(1000, 1000)] * 49  # 49 million parameters
@@ -123,7 +119,9 @@ def sweep(tiny_folder, tmp_path):
     """Runs a sweep of one question; its output, and what its summary records of the model."""
 
     def run(*flags):
-        model, output = long_context(tiny_folder, tmp_path / "model"), tmp_path / "out"
+        model, output = tmp_path / "model", tmp_path / "out"
+        if not model.exists():
+            long_context(tiny_folder, model)
         questions = ["--dataset", "textbook", "--subset_size", "1", "--temperatures", "0"]
         fixed = ["--model_name", model, *questions, "--max_new_tokens", "2", "--device", "cpu"]
         code, out, error = run_here(main, *fixed, "--output_dir", output, *flags)
@@ -140,6 +138,7 @@ def test_a_sweep_says_why_a_small_model_is_float32(sweep):
     assert (model["dtype"], model["dtype_probe"]) == ("float32", None)
 
 
+@pytest.mark.slow
 def test_a_sweep_says_what_the_clock_decided_and_records_it(sweep, clock, monkeypatch):
     clock(float32=9.0, bfloat16=3.0)
     monkeypatch.setattr(dtypes, "SLOW_PARAMETERS", 1000)  # the tiny model has 37 thousand
@@ -149,6 +148,7 @@ def test_a_sweep_says_what_the_clock_decided_and_records_it(sweep, clock, monkey
     assert model["dtype_probe"] == {"float32_ms": 9.0, "bfloat16_ms": 3.0}
 
 
+@pytest.mark.slow
 def test_a_sweep_computes_in_the_slow_format_that_was_named_and_says_so_once(sweep, clock, monkeypatch):
     clock(float32=3.0, bfloat16=9.0)
     monkeypatch.setattr(dtypes, "SLOW_PARAMETERS", 1000)
@@ -157,13 +157,18 @@ def test_a_sweep_computes_in_the_slow_format_that_was_named_and_says_so_once(swe
     assert model["dtype"] == "bfloat16"
 
 
-def test_a_run_that_continues_keeps_the_format_it_began_with(clock, monkeypatch, tiny_folder):
-    clock(float32=9.0, bfloat16=3.0)
+@pytest.mark.slow
+def test_a_run_that_continues_keeps_the_format_it_began_with(sweep, clock, monkeypatch, tmp_path):
     monkeypatch.setattr(dtypes, "SLOW_PARAMETERS", 1000)
-    shapes = read_shapes(resolve_model(str(tiny_folder)))
-    assert choose_dtype("auto", CPU, shapes).dtype == "bfloat16"
-    run = object.__new__(Run)  # whose journal holds what was picked before
-    run.args = Namespace(dtype="auto", device="cpu", max_new_tokens=2, batch_size=1)
-    run.sources, run.rows, run.shape = {"base": resolve_model(str(tiny_folder))}, [], None
-    run.config = {"device": "cpu", "models": {"base": {"dtype": "float32", "batch_size": 1}}}
-    assert run.load("base")[0].model.dtype == torch.float32
+    clock(float32=3.0, bfloat16=9.0)
+    sweep()
+    results = only(tmp_path, "results_*.json")
+    (before,) = read_strictly(results)["results"]
+    journal = only(tmp_path, "journal_*.jsonl")
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))  # header and model
+
+    clock(float32=9.0, bfloat16=3.0)
+    out, model = sweep()
+    assert f"continuing {journal}" in out and model["dtype"] == "float32"
+    (after,) = read_strictly(results)["results"]
+    assert after == before  # to the last digit of its likelihood

@@ -309,6 +309,7 @@ def test_neither_decoding_nor_likelihood_leaves_inference_mode_on(tiny_llama):
     assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_bundled_model_gives_the_same_texts_alone_and_in_a_batch(bundled):
     model, tokenizer = bundled
     requests = make_requests(tokenizer, temperatures=(0.0, 1.0))[:4]

@@ -62,9 +62,14 @@ def shown():
     return arms, rows, [make_prompt(tokenizer, row.moment, row.memory, shape) for row in rows]
 
 
+PLANTED: dict[tuple, list[dict]] = {}  # records by policy and writer, as several tests need the same
+
+
 def records_of(policy: str, shown, write) -> list[dict]:
     """A planted policy's records: `write(row, prompt)` is its text."""
-    records = []
+    if (policy, write) in PLANTED:
+        return PLANTED[policy, write]
+    records = PLANTED[policy, write] = []
     _, rows, prompts = shown
     for row, prompt in zip(rows, prompts, strict=True):
         for sample in range(2):
@@ -151,6 +156,7 @@ def test_a_planted_copier_is_flagged(shown):
     assert not tables["none"]["alarm"] and tables["none"]["copies_memory_share"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown):
     histories = shown[0].histories
 
@@ -175,6 +181,7 @@ def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown):
     assert verdicts_of(summary_of(constant, {"ipo": "own"}))[adapts, "ipo"] != "yes"
 
 
+@pytest.mark.slow
 def test_training_that_teaches_to_follow_is_answered_yes(shown):
     records = records_of("base", shown, ignorer) + records_of("ipo", shown, follower)
     found = verdicts_of(summary_of(records, {"ipo": "own"}))
@@ -191,6 +198,7 @@ def test_training_that_teaches_to_follow_is_answered_yes(shown):
     assert verdicts_of(summary_of(turned, {"no_memory": "none", "ipo": "own"}))[more] == "yes"
 
 
+@pytest.mark.slow
 def test_training_that_costs_accuracy_is_no_yes(shown):
     def wrong(row, prompt):
         return follower(row, prompt) + "\n#### 123456"
@@ -307,6 +315,7 @@ def test_a_bad_choice_is_one_line_before_a_model_loads(models, tmp_path, flags, 
     assert code == 2 and message in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_result_files_keep_their_contract(finished):
     path, out = finished
     summary = read(path)
@@ -338,6 +347,7 @@ def test_the_result_files_keep_their_contract(finished):
     assert out.splitlines()[-1] == str(path)
 
 
+@pytest.mark.slow
 def test_every_text_is_judged_by_the_base(finished, models):
     import torch
 
@@ -359,6 +369,7 @@ def test_every_text_is_judged_by_the_base(finished, models):
         assert record["base_perplexity"] == pytest.approx(float(nll.exp()), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_no_record_shows_another_student_or_the_future_as_own(finished):
     for record in results(finished[0]):
         if record["memory_arm"] == "own":
@@ -371,6 +382,7 @@ def test_no_record_shows_another_student_or_the_future_as_own(finished):
             assert record["memory_as_of"] != record["as_of"]
 
 
+@pytest.mark.slow
 def test_the_report_answers_the_four_questions_and_shows_its_figures(finished):
     path = finished[0]
     report = path.with_name(path.name.replace("summary_", "report_")).with_suffix(".md").read_text()

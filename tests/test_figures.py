@@ -97,6 +97,7 @@ def test_what_has_no_value_has_no_figure(tmp_path):
     assert len(draw_sweep([record(0, 0.0), record(1, 0.0)], tmp_path, "U")) == 3
 
 
+@pytest.mark.slow
 def test_drawing_needs_no_screen_and_no_seaborn(tmp_path):
     code = (
         "import sys, json; from pathlib import Path; from cot.utils.figures import draw_sweep;"

@@ -143,6 +143,7 @@ def test_worked_examples_are_distinct_and_spread():
     assert worked_examples(0) == []
 
 
+@pytest.mark.slow
 def test_gsm8k_comes_from_the_librarys_cache_when_the_hub_is_silent(tmp_path):
     """The real loader, in a child process with a dead hub and a cache laid out as `datasets` does."""
     source = REPO_ROOT.parent / "shared" / "gsm8k" / "test.jsonl"

@@ -288,7 +288,7 @@ def test_a_history_that_holds_another_students_memory_is_stopped():
         OwnMemories({"S1": history}, FakeEmbedder()).retrieve("S1", "one")
 
 
-@pytest.mark.parametrize("queries", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("queries", [2_000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_random_queries_leak_nothing(queries):
     rng = np.random.default_rng(0)
     ids = ["S", "S-1", "S.1", "S1", "S1.", "S1.jsonl", "S10", "S100", "S_1", "s1", "s10", "1", "01", "-", "_"]

@@ -111,11 +111,13 @@ def test_no_secret_of_the_environment_reaches_a_file(factorial):
     assert all(b"canary-9b1c" not in path.read_bytes() for path in folder.rglob("*.*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_continues_to_what_an_uninterrupted_one_gives(tiny_folder, tmp_path):
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = [*SMALL, "--model_name", model, "--subset_size", "30", "--temperatures", "0.0", "0.6"]
     flags += ["--batch_size", "2", "--cot_prompt", "Solve.", "--max_new_tokens", "60"]
-    whole = start_script("cot/run_baseline_cot.py", *flags, "--output_dir", tmp_path / "whole")
+    code, _, stderr = run_here(run_baseline_cot.main, *flags, "--output_dir", tmp_path / "whole")
+    assert code == 0, stderr
     broken = [*flags, "--output_dir", tmp_path / "broken"]
     process = start_script("cot/run_baseline_cot.py", *broken)
     wait_for_batches(process, tmp_path / "broken", 5)
@@ -126,12 +128,10 @@ def test_a_killed_sweep_continues_to_what_an_uninterrupted_one_gives(tiny_folder
         assert read_strictly(path)["status"] == "running"
     journal = only(folder, "journal_*.jsonl")
     kept = journal.read_bytes().count(b"\n")
-    again = run_script("cot/run_baseline_cot.py", *broken)
-    assert again.returncode == 0, again.stderr_text
-    assert f"continuing {journal}" in again.stdout_text
-    assert int(re.search(r"(\d+) of 60 rows left", again.stdout_text).group(1)) == 60 - 2 * (kept - 2)
-    _, stderr = whole.communicate()
-    assert whole.returncode == 0, stderr
+    code, stdout, stderr = run_here(run_baseline_cot.main, *broken)
+    assert code == 0, stderr
+    assert f"continuing {journal}" in stdout
+    assert int(re.search(r"(\d+) of 60 rows left", stdout).group(1)) == 60 - 2 * (kept - 2)
     for name in ("results_temp_0.0_*.json", "results_temp_0.6_*.json", "summary_*.json"):
         expected = without_times(read_strictly(only(tmp_path / "whole", name)))
         assert without_times(read_strictly(only(tmp_path / "broken", name))) == expected
@@ -139,20 +139,11 @@ def test_a_killed_sweep_continues_to_what_an_uninterrupted_one_gives(tiny_folder
     assert len(keys) == len(set(keys)) == 60
 
 
+@pytest.mark.slow
 def test_signals_flush_and_leave_with_their_exit_code(tiny_folder, tmp_path):
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
-    flags = [
-        *SMALL,
-        "--model_name",
-        model,
-        "--subset_size",
-        "200",
-        "--temperatures",
-        "0.6",
-        "--max_new_tokens",
-        "90",
-    ]
-    flags += ["--batch_size", "2"]
+    flags = [*SMALL, "--model_name", model, "--subset_size", "200", "--temperatures", "0.6"]
+    flags += ["--max_new_tokens", "90", "--batch_size", "2"]
     codes = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
     folders = {signum: tmp_path / signum.name for signum in codes}
     processes = {
@@ -210,6 +201,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     assert done.stderr_text.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_failed_sample_is_a_record_and_too_many_are_an_exit_code(tiny_folder, tmp_path):
     """The tiny model's context is 128 tokens: the long question cannot be asked."""
     questions = [("2 + 3?", "#### 5"), ("How many? " * 40, "#### 5"), ("4 + 4?", "#### 8")]
@@ -232,6 +224,7 @@ def test_a_failed_sample_is_a_record_and_too_many_are_an_exit_code(tiny_folder, 
     assert run_here(run_baseline_cot.main, *flags, "--fail_on_error", "0.5")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_another(tiny_folder, tmp_path):
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = [*SMALL, "--model_name", model, "--subset_size", "4", "--temperatures", "0.9"]
@@ -244,6 +237,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_another(tiny_folder, tmp
     assert texts[0]["results"] != texts[2]["results"]
 
 
+@pytest.mark.slow
 def test_memory_as_of_a_moment_shows_nothing_later(tiny_folder, tmp_path):
     """S001's log begins on 5 January 2026: before it nothing is retrieved, and no skill has a mastery."""
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
@@ -262,23 +256,52 @@ def test_memory_as_of_a_moment_shows_nothing_later(tiny_folder, tmp_path):
     assert (early["as_of"], early["memory_as_of"]) == ("2026-01-05T00:00:00Z", "2026-01-05T00:00:00Z")
 
 
-@pytest.fixture
-def interrupted(tiny_folder, tmp_path):
-    """Flags of a run whose journal was cut before its end, and that journal."""
-    model = long_context(tiny_folder, tmp_path / "tiny-llama")
-    shutil.copytree(PROFILES_DIR, tmp_path / "profiles")
+@pytest.fixture(scope="module")
+def interrupted(tiny_folder, tmp_path_factory):
+    """Flags of a run whose journal was cut before its end, that journal, and the students asked."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    model = long_context(tiny_folder, folder / "tiny-llama")
+    shutil.copytree(PROFILES_DIR, folder / "profiles")
     flags = [*SMALL, "--model_name", model, "--subset_size", "2", "--temperatures", "0.6"]
     flags += ["--memory", "own", "none", "--memory_tokens", "60", "--cot_prompt", "Solve."]
-    flags += ["--profiles_dir", tmp_path / "profiles", "--output_dir", tmp_path / "out"]
+    flags += ["--profiles_dir", folder / "profiles", "--output_dir", folder / "out"]
     code, _, stderr = run_here(run_baseline_faiss.main, *flags)
     assert code == 0, stderr
-    journal = only(tmp_path / "out", "journal_*.jsonl")
+    journal = only(folder / "out", "journal_*.jsonl")
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))  # header and model
-    return flags, journal
+    asked = {record["student_id"] for record in read_strictly(only(folder, "results_*.json"))["results"]}
+    return flags, journal, sorted(asked)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["profile of nobody asked", "profile", "memory", "code"])
+def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrupted, tmp_path, monkeypatch):
+    flags, journal, asked = interrupted
+    profiles = flags[flags.index("--profiles_dir") + 1]
+    others = [path.stem for path in profiles.glob("*.json") if path.stem not in asked]
+    student = others[0] if "nobody" in changed else asked[0]
+    path = profiles / ("memory" if changed == "memory" else "") / student
+    path = path.with_suffix(".jsonl" if changed == "memory" else ".json")
+    before = path.read_text()
+    if changed.startswith("profile"):
+        path.write_text(json.dumps(json.loads(before) | {"notes": "New here."}))
+    if changed == "memory":
+        path.write_text("".join(before.splitlines(keepends=True)[:-20]))
+    if changed == "code":
+        monkeypatch.setattr("cot.utils.runner.code_version", lambda: "another")
+    known = set(journal.parent.glob("journal_*.jsonl"))
+    code, stdout, stderr = run_here(run_baseline_faiss.main, *flags)
+    path.write_text(before)
+    assert code == 0, stderr
+    assert f"continuing {journal}" not in stdout
+    assert len(set(journal.parent.glob("journal_*.jsonl")) - known) == 1
+    part = changed.removesuffix(" of nobody asked")
+    assert re.search(rf"not continuing {journal.name}: .*{part}.* changed", stdout)
+
+
+@pytest.mark.slow
 def test_a_run_that_continues_decodes_in_batches_of_the_size_it_began_with(interrupted):
-    flags, journal = interrupted
+    flags, journal, _ = interrupted
     stored = journal.read_text().replace('"batch_size": 128', '"batch_size": 3')
     journal.write_text(stored)
     code, stdout, stderr = run_here(run_baseline_faiss.main, *flags)
@@ -287,28 +310,7 @@ def test_a_run_that_continues_decodes_in_batches_of_the_size_it_began_with(inter
     assert [len(batch) for batch in batches if batch] == [3, 1]
 
 
-@pytest.mark.parametrize("changed", ["profile of nobody asked", "profile", "memory", "code"])
-def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrupted, tmp_path, monkeypatch):
-    flags, journal = interrupted
-    asked = {r["student_id"] for r in read_strictly(only(tmp_path, "results_*.json"))["results"]}
-    asked = sorted(asked)
-    others = [path.stem for path in (tmp_path / "profiles").glob("*.json") if path.stem not in asked]
-    if changed.startswith("profile"):
-        path = tmp_path / "profiles" / f"{(others if 'nobody' in changed else asked)[0]}.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"notes": "New here."}))
-    if changed == "memory":
-        path = tmp_path / "profiles" / "memory" / f"{asked[0]}.jsonl"
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-20]))
-    if changed == "code":
-        monkeypatch.setattr("cot.utils.runner.code_version", lambda: "another")
-    code, stdout, stderr = run_here(run_baseline_faiss.main, *flags)
-    assert code == 0, stderr
-    assert f"continuing {journal}" not in stdout
-    assert len(list(journal.parent.glob("journal_*.jsonl"))) == 2
-    part = {"profile of nobody asked": "profiles", "profile": "profiles"}.get(changed, changed)
-    assert re.search(rf"not continuing {journal.name}: .*{part}.* changed", stdout)
-
-
+@pytest.mark.slow
 def test_a_full_disk_leaves_readable_files_and_the_same_command_finishes(tiny_folder, tmp_path):
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = [*SMALL, "--model_name", model, "--subset_size", "12", "--temperatures", "0.0"]
@@ -323,9 +325,9 @@ def test_a_full_disk_leaves_readable_files_and_the_same_command_finishes(tiny_fo
     assert full.stderr_text.count("\n") == 1 and "File too large" in full.stderr_text
     for path in (tmp_path / "out").rglob("results_*.json"):
         read_strictly(path)
-    again = run_script("cot/run_baseline_cot.py", *flags)
-    assert again.returncode == 0, again.stderr_text
-    assert "continuing" in again.stdout_text
+    code, stdout, stderr = run_here(run_baseline_cot.main, *flags)
+    assert code == 0, stderr
+    assert "continuing" in stdout
     assert read_strictly(only(tmp_path, "results_*.json"))["summary"]["n"] == 12
 
 

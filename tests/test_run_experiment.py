@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from cot.utils.cli import PROFILES_DIR, REPO_ROOT
+from cot.utils.cli import PROFILES_DIR
 from rl.run_experiment import ARMS, build_parser, main, training_flags
 from rl.settings import fill_preset
 from rl.train_rl_memory import parse_args
@@ -91,10 +89,8 @@ def test_a_small_experiment_from_beginning_to_end_and_again(school, tiny_tutor, 
     flags = ["--model_name", tiny_tutor, "--profiles_dir", school, "--output_dir", tmp_path, "--seeds", "0"]
     flags += ["--max_steps", "1", "--exercises_per_chapter", "2", "--temperatures", "0.0"]
     flags = [*map(str, flags)]
-    command = [sys.executable, str(REPO_ROOT / "rl" / "run_experiment.py"), *flags, "--arms", "random_reward"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    summary = Path(done.stdout.splitlines()[-1])
+    assert main([*flags, "--arms", "random_reward"]) == 0
+    summary = Path(capsys.readouterr().out.splitlines()[-1])
     assert summary.parent == tmp_path
 
     # 10 exercises for 2 students, the same without memory asked once, 10 in novel wordings for one student

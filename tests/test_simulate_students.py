@@ -65,6 +65,7 @@ def test_a_history_is_a_walk_through_the_chapters_up_to_one_grade_above(student_
     assert any(item.what_helped for item in history)
 
 
+@pytest.mark.slow
 def test_no_exercise_of_a_memory_is_in_an_evaluation():
     remembered = {
         item.question
@@ -235,6 +236,7 @@ def test_a_student_is_the_same_whichever_chapters_are_asked():
 # --- parameter recovery ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("pyBKT"), reason="pyBKT absent: pip install -r tests/requirements.txt")
 def test_pybkt_recovers_the_parameters_from_simulated_logs():
     """400 students of 20 exercises; each parameter within 0.04, from one random start."""

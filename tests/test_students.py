@@ -465,11 +465,12 @@ def whole_lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torn last line dropped")
 def test_kill_9_loses_nothing_that_was_acknowledged_and_doubles_nothing(tmp_path):
     rng = random.Random(0)
     acknowledged: set[int] = set()
-    writers = [start_writer(tmp_path, "w", 10_000) for _ in range(20)]
+    writers = [start_writer(tmp_path, "w", 10_000) for _ in range(10)]
     for writer in writers:
         go(writer, max(0, len(acknowledged) - 2))  # the last ones once more, as a resumed run would
         for _ in range(rng.randint(3, 5)):  # at least one that is new, however busy the machine is
@@ -483,7 +484,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged_and_doubles_nothing(tmp_path
         assert expected <= {item.id for item in MemoryLog(tmp_path).read("S1")}
         lines = whole_lines(tmp_path / "S1.jsonl")
         assert len(set(lines)) == len(lines)
-    assert len(acknowledged) >= 20
+    assert len(acknowledged) >= 10
     assert acknowledged == set(range(len(acknowledged)))
 
 

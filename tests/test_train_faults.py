@@ -94,6 +94,7 @@ def test_a_run_whose_completions_are_all_clipped_warns_and_then_stops(train, lin
     assert code == 1 and "stopped at step 21" in said
 
 
+@pytest.mark.slow
 def test_a_short_run_that_taught_nothing_is_no_success_however_often_it_is_repeated(train, endless, tmp_path):
     for _ in range(2):
         code, said = train(endless, max_steps=3)
@@ -127,6 +128,7 @@ def opinionated(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_models_generation_settings_spoil_neither_texts_nor_saving(train, lines, opinionated, tmp_path):
     code, said = train(opinionated, save_steps=1)
     assert code == 0
@@ -138,6 +140,7 @@ def test_the_models_generation_settings_spoil_neither_texts_nor_saving(train, li
     assert kept["eos_token_id"] == 1 and "temperature" not in kept and "suppress_tokens" not in kept
 
 
+@pytest.mark.slow
 def test_such_a_model_is_saved_after_a_restart_as_well(train, lines, opinionated, tmp_path):
     assert train(opinionated, max_steps=2, save_steps=1)[0] == 0
     run = read_strictly(tmp_path / "run" / "run.json")
@@ -167,6 +170,7 @@ def test_plain_texts_end_before_the_next_question_in_rollouts_and_in_held_out_an
 # --- data without a split ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_file_of_questions_is_split_and_the_held_out_ones_are_named(train, lines, ending, tmp_path):
     path = tmp_path / "own.jsonl"
     rows = [{"question": f"What is {number} + 1?", "answer": f"#### {number + 1}"} for number in range(20)]
@@ -202,6 +206,7 @@ def test_every_step_of_several_iterations_is_watched(train, lines, ending, monke
     assert code == 1 and "stopped at step 3: the loss or its gradient was not finite 3 times" in said
 
 
+@pytest.mark.slow
 def test_a_run_of_several_iterations_resumes_with_the_prompts_of_a_straight_one(
     train, lines, ending, tmp_path
 ):
