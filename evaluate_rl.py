@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from cot.utils.cli import (
+    BASE,
     COT_PROMPT,
     DATA_DIR,
     MIN_SIMILARITY,
@@ -188,7 +189,6 @@ def build_rows(args: argparse.Namespace, policies, moments: list, arms) -> list:
 
 def measure(records: list[dict], evaluation, scorers) -> None:
     """Adds what is cheaper over all answers at once, and every text's likelihood under the base."""
-    from cot.utils.comparisons import BASE
     from cot.utils.records import add_base_likelihood, add_metrics
 
     add_metrics(records, scorers.embedder, scorers.nlp)

@@ -130,7 +130,8 @@ class Alarms:
             return f"{flat}; {self._why_flat()}"
         return (
             "the gradient was 0 or not finite; what earns more or less than its group was cut off"
-            " (completions/clipped_ratio in metrics.jsonl) or could not be scored (reward_errors)"
+            " (completions/clipped_ratio in metrics.jsonl), could not be scored (reward_errors), or does not"
+            " depend on the weights that are trained"
         )
 
     def _why_clipped(self) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cot.utils.cli import BASE
 from cot.utils.clusters import LIMITS, UNIT, number_clusters
 from cot.utils.comparisons import (
-    BASE,
     LEAST_CLUSTERS,
     LEAST_LEVELS,
     UNDECIDED,

@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cot.utils.cli import BASE
 from cot.utils.comparisons import (
-    BASE,
     JUDGED,
     LEAST_CLUSTERS,
     LEAST_LEVELS,

@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cot.utils.cli import (
+    BASE,
     COT_PROMPT,
     DATA_DIR,
     PROFILES_DIR,
@@ -194,7 +195,6 @@ def build_rows(args: argparse.Namespace, arms, moments: Mapping, policies: Seque
 
 def run(args: argparse.Namespace) -> int:
     """Trainings, answers, tables; returns the exit code."""
-    from cot.utils.comparisons import BASE
     from cot.utils.figures import draw_experiment_curves
     from cot.utils.memory_arms import PromptShape
     from cot.utils.model_names import resolve_model

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cot.utils.cli import DATA_DIR, writable_dir
+from cot.utils.cli import BASE, DATA_DIR, writable_dir
 from cot.utils.errors import UserError
 from cot.utils.files import lock_file, read_json, read_json_lines, timestamp, write_json
 from cot.utils.model_names import ModelSource, family, resolve_model
@@ -29,7 +29,6 @@ CONTENTS = {
     "students_content": "--profiles_dir: the profiles or memories",
     "questions_content": "--dataset: the questions",
 }
-BASE = "base"
 POLICY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 NAMES_BY_MEMORY = {"own": "ipo", "none": "no_memory", "shuffled": "shuffled_memory"}  # of the run's prompts
 MAKE_ONE = "make one with: python rl/train_rl_memory.py; or name policies with --trained NAME=PATH"

@@ -139,6 +139,7 @@ def test_a_run_without_a_gradient_is_no_success(make, norm):
 def test_a_zero_gradient_warns_and_then_stops(make):
     warnings, stopped = watch(make(), [GOOD | {"grad_norm": 0.0}] * 30)
     assert [number for number, _ in warnings] == [5] and stopped.startswith("20: ")
+    assert all(cause in stopped for cause in ("clipped_ratio", "reward_errors", "weights that are trained"))
     assert watch(make(), ([GOOD | {"grad_norm": 0.0}] * 4 + [GOOD]) * 10) == ([], None)
 
 

@@ -16,6 +16,7 @@ from cot.utils.errors import EXIT_OK, EXIT_USAGE, Interrupted, UserError, raise_
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DATA_DIR = REPO_ROOT / "data"
 PROFILES_DIR = REPO_ROOT / "profiles"
+BASE = "base"  # the policy that the trained ones began with
 MIN_SIMILARITY = 0.2  # cosine below which a past exercise is left out of a memory
 COT_PROMPT = (
     "Solve the problem step by step, one short step on each line. "

@@ -10,6 +10,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from cot.utils.cli import BASE
 from cot.utils.clusters import OF_THE_STUDENT, Sample, effect_of, mean_of, number_clusters, observe
 from cot.utils.fidelity import fidelity
 from cot.utils.stats import (
@@ -24,7 +25,6 @@ from cot.utils.stats import (
 )
 from cot.utils.students import Profile
 
-BASE = "base"  # the policy that the trained ones began with
 METRICS = (
     "correct",
     "fidelity",

@@ -8,7 +8,6 @@ temperature, `results_temp_<T>_<stamp>.json`, and `summary_<stamp>.json` over al
 import argparse
 import gc
 import hashlib
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +139,7 @@ class Run:
         self.config = {**flags_of(args), **config, "models": {}}
         self.environment = environment(config["device"])
         self.records: dict[str, dict] = {}
+        self._counts: dict[str, tuple[int, int]] = {}  # by policy: right answers, answers
         self.exit_code = EXIT_OK
         self._growing, self._tokenizers = growing, dict(tokenizers or {})
         self._generation_s, self._start = 0.0, time.monotonic()
@@ -156,7 +156,7 @@ class Run:
             self._say_what_changed(earlier, header)
         for entry in self._journal.batches:
             self.config["models"] |= entry.get("models", {})
-            self.records |= entry.get("records", {})
+            self._add(entry.get("records", {}))
             self._generation_s += entry.get("wall_s", 0.0)
         return self
 
@@ -308,15 +308,22 @@ class Run:
             profile = self.profiles.get(row.moment.student_id)
             records[row.key] = make_record(row, prompts[row.cell], completion, profile)
         self._journal.append({"wall_s": wall_s, "records": records})
-        self.records |= records
+        self._add(records)
         self._generation_s += wall_s
         if time.monotonic() - self._last_write > max(REWRITE_EVERY_S, REWRITE_COST * self._write_cost_s):
             self._write("running")
 
+    def _add(self, records: Mapping[str, dict]) -> None:
+        """Takes in records, and counts for the progress line which are right."""
+        self.records |= records
+        for record in records.values():
+            right, answers = self._counts.get(record["policy"], (0, 0))
+            self._counts[record["policy"]] = right + bool(record["correct"]), answers + 1
+
     def _note(self, policy: str) -> str:
-        right = [bool(r["correct"]) for r in self.records.values() if r["policy"] == policy]
+        right, answers = self._counts[policy]
         name = f"{policy} " if len(self.sources) > 1 else ""
-        return f"{name}accuracy {statistics.fmean(right):.1%}"
+        return f"{name}accuracy {right / answers:.1%}"
 
     def _write(
         self,
