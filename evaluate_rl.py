@@ -166,7 +166,7 @@ def remember(args: argparse.Namespace, profiles: dict, histories: dict, embedder
 
 def build_rows(args: argparse.Namespace, policies, moments: list, arms) -> list:
     """Every policy at every moment in every arm; says where an arm does not exist."""
-    from cot.utils.runner import expand
+    from cot.utils.rows import expand
 
     arms.shift_times(moments)
     shown, absent = [], 0

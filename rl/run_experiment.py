@@ -177,7 +177,7 @@ def load_held_out(args: argparse.Namespace) -> tuple:
 
 def build_rows(args: argparse.Namespace, arms, moments: Mapping, policies: Sequence[str]) -> list:
     """Every policy at every moment: usual wordings with the own memory and without, novel ones with it."""
-    from cot.utils.runner import expand
+    from cot.utils.rows import expand
 
     shown = []
     for wording, memory_arm in SETS:

@@ -25,7 +25,7 @@ from cot.utils.cli import PROFILES_DIR
 from cot.utils.mastery import mastery_by_skill
 from cot.utils.memory_arms import ARMS, MemoryArms, PromptShape, make_prompt
 from cot.utils.records import make_record
-from cot.utils.runner import Row
+from cot.utils.rows import Row
 from cot.utils.students import load_profiles
 from cot.utils.textbook import load_chapters
 from rl import runs

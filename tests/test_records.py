@@ -10,7 +10,7 @@ from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.prompts import Prompt
 from cot.utils.questions import Question
 from cot.utils.records import make_record
-from cot.utils.runner import Row
+from cot.utils.rows import Row
 from cot.utils.students import load_profiles
 
 QUESTION = Question(

@@ -1,6 +1,6 @@
 """The runner of every script that asks models: rows, one model at a time, a journal, result files.
 
-A row is one answer to generate. Finished batches go to the journal before the next one starts, so the same
+Finished batches go to the journal before the next one starts, so the same
 command continues a run that was killed. Result files are strict JSON at every moment: one for each
 temperature, `results_temp_<T>_<stamp>.json`, and `summary_<stamp>.json` over all of them.
 """
@@ -11,7 +11,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,13 @@ from cot.utils.cli import flags_of, this_command
 from cot.utils.errors import EXIT_OK, EXIT_SAMPLES, EXIT_UNEXPECTED, Interrupted, UserError
 from cot.utils.files import Journal, dumps, open_journal, timestamp, unfinished_headers, write_json
 from cot.utils.formats import format_of
-from cot.utils.memory_arms import Moment, PromptShape, StudentMemory, make_prompt
+from cot.utils.memory_arms import PromptShape, make_prompt
 from cot.utils.model_names import ModelSource, fetch_model
 from cot.utils.progress import Progress
 from cot.utils.prompts import Prompt
 from cot.utils.records import make_record
 from cot.utils.results import SCHEMA_VERSION, code_version, document, environment
+from cot.utils.rows import Row, make_requests
 from cot.utils.students import Profile
 from cot.utils.summary import look_at
 
@@ -33,68 +34,6 @@ if TYPE_CHECKING:
 
 REWRITE_EVERY_S = 10.0  # the running result files; the journal is written after every batch
 REWRITE_COST = 20  # times the last write's duration that must lie between two of them
-
-
-@dataclass(frozen=True)
-class Row:
-    """One answer to generate.
-
-    Attributes:
-        policy: who answers.
-        index: the place of the question, or of the moment, in the run.
-        memory: what the prompt shows of the student.
-        temperature: 0 is greedy.
-        sample: which of the answers to the same prompt.
-    """
-
-    policy: str
-    index: int
-    moment: Moment
-    memory: StudentMemory
-    temperature: float
-    sample: int
-
-    @property
-    def cell(self) -> tuple[str, str, str]:
-        """Student, question and arm: rows of one cell and policy share a prompt."""
-        return self.moment.student_id or "", self.moment.question.id, self.memory.arm or ""
-
-    @property
-    def key(self) -> str:
-        """Names the row within its run."""
-        return "|".join([self.policy, *self.cell, str(self.temperature), str(self.sample)])
-
-    def noise_key(self, seed: int) -> str:
-        """Names the row's sampling noise: the same for every policy, student and arm."""
-        return f"{seed}|{self.moment.question.id}|{self.temperature}|{self.sample}"
-
-
-def expand(
-    policy: str,
-    index: int,
-    moment: Moment,
-    memory: StudentMemory,
-    temperatures: Sequence[float],
-    num_samples: int,
-) -> list[Row]:
-    """A prompt's rows: every temperature, `num_samples` times."""
-    return [
-        Row(policy, index, moment, memory, temperature, sample)
-        for temperature in temperatures
-        for sample in range(num_samples)
-    ]
-
-
-def answer_now(
-    engine, rows: Sequence[Row], prompts: Sequence[Prompt], profiles: Mapping[str, Profile], seed: int
-) -> list[dict]:
-    """The rows' records from a model that is loaded already, without journal or files."""
-    records: list[dict | None] = [None] * len(rows)
-    for batch in engine.generate(_requests(rows, prompts, seed)):
-        for place, completion in batch:
-            profile = profiles.get(rows[place].moment.student_id)
-            records[place] = make_record(rows[place], prompts[place], completion, profile)
-    return records
 
 
 class Run:
@@ -189,7 +128,7 @@ class Run:
         for policy in dict.fromkeys(row.policy for row in missing):
             asked = [row for row in missing if row.policy == policy]
             engine, prompts = self.load(policy)
-            requests = _requests(asked, [prompts[row.cell] for row in asked], self.args.seed)
+            requests = make_requests(asked, [prompts[row.cell] for row in asked], self.args.seed)
             start = time.monotonic()
             for batch in engine.generate(requests, watch=progress.step):
                 self._keep(asked, prompts, batch, time.monotonic() - start)
@@ -377,13 +316,3 @@ class Run:
             "wall_s": time.monotonic() - self._start,
             "tokens_per_second": tokens / self._generation_s if self._generation_s else None,
         }
-
-
-def _requests(rows: Sequence[Row], prompts: Sequence[Prompt], seed: int) -> list:
-    """What an engine is asked, one a row."""
-    from cot.utils.engine import Request
-
-    return [
-        Request(prompt.ids, row.temperature, row.noise_key(seed), prompt.stop, prompt.reasoning)
-        for row, prompt in zip(rows, prompts, strict=True)
-    ]

@@ -7,7 +7,7 @@ import pytest
 from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.prompts import build_prompt
 from cot.utils.questions import Question
-from cot.utils.runner import Row, answer_now, expand
+from cot.utils.rows import Row, answer_now, expand
 
 ASKED, OTHER = Question("q1", "2 + 3?", "#### 5"), Question("q2", "4 + 4?", "#### 8")
 ROW = Row("base", 0, Moment(ASKED, "S001"), StudentMemory("own"), temperature=0.6, sample=0)
