@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from simpleeval import InvalidExpression, SimpleEval
 
-from cot.utils.numerals import plain_text
+from cot.utils.rendering import rendered_text
 
 # Bounds that keep every search and every evaluation small, whatever a model writes.
 MAX_CHARS = 20_000
@@ -19,10 +19,12 @@ MAX_SIDES = 8  # of one chain
 
 _ANNOTATION = re.compile(r"<<([^<>\n]{0,200})>>")
 _SPELLINGS = (
+    (re.compile(r"\s{1,20}(?==)|(?<==)\s{1,20}(?![0-9]{1,2}[.)]\s)"), " "),  # a chain over lines
     (re.compile(r"\*\*|[$€£¥₹_`]"), " "),  # bold, currency
+    (re.compile(r"(?<=[0-9a-z%])[ \t]{0,2}\((?:[A-Za-z]{2,20}+[ -]?){1,4}\)"), " "),  # 15 cups (morning)
     (re.compile(r"[·∙∗×]|(?<![A-Za-z])[xX](?=[ \t]{0,2}\(?[ \t]?\.?[0-9])"), "*"),
     (re.compile(r"÷"), "/"),
-    (re.compile(r"(?<=[0-9%])[ \t]of[ \t]{1,2}(?=[0-9(])"), "*"),  # 50% of 36
+    (re.compile(r"(?<=[0-9%])[ \t]{1,3}of[ \t]{1,3}(?=[0-9(])"), "*"),  # 50% of 36
     (re.compile(r"(?<![\w./])([0-9]{1,9})[ \t]{1,2}([0-9]{1,3}/[0-9]{1,3})(?![\w.])"), r"(\1+\2)"),  # 3 1/2
     (re.compile(r"(?<=[0-9)])(?=\()"), "*"),  # 2(3+4)
 )
@@ -72,8 +74,9 @@ def equations(text: str) -> list[Equation]:
     """Every "a ∘ b (∘ c ...) = d" in the first 20,000 characters, in order.
 
     Operators are + - * / x × ÷ and "of". `$`, thousands commas, `%`, parentheses and up to three words of a
-    unit behind a number are allowed; d is a number or a fraction. A chain "2*3*4 = 6*4 = 24" holds one
-    equation for each calculation, against the chain's next number. An expression with an unknown (2x + 3)
+    unit behind a number are allowed; d is a number or a fraction. Markdown and LaTeX are read as a reader
+    sees them (`rendering`). A chain "2*3*4 = 6*4 = 24", on one line or over several, holds one equation for
+    each calculation, against the chain's next number. An expression with an unknown (2x + 3)
     is no arithmetic and is left out. A GSM8K annotation counts only where the prose does not say the same.
 
     >>> [equation.key for equation in equations("5 hours x $10/hour = $<<5*10=50>>50, half <<50/2=25>>25")]
@@ -93,7 +96,7 @@ def without_annotations(text: str) -> str:
 
 @lru_cache(maxsize=4096)  # many checks read the same lines of a text
 def _find(text: str) -> tuple[Equation, ...]:
-    text = plain_text(text)
+    text = rendered_text(text)
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     tokens = [("s", "")] + [(_kind(match), match[0]) for match in _TOKEN.finditer(text)]
