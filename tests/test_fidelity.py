@@ -15,7 +15,6 @@ from cot.utils.fidelity import (
     copying,
     fidelity,
     names_student,
-    reasoning_lines,
 )
 
 CHECKS = EXPLANATION_STYLES | CHECKABLE_PREFERENCES
@@ -88,9 +87,55 @@ def test_full_prose_meets_its_style(style):
     assert EXPLANATION_STYLES[style](PROSE[style])
 
 
+# As chat models write: markdown, LaTeX, a boxed answer.
+MARKED_UP = {
+    "numbered_steps": r"""To find it, we take two steps:
+
+#### Step 1: **Add**
+\[ 14 + 23 = 37 \]
+
+#### Step 2: **Take 5 away**
+- She gives 5 to Ben.
+\[
+37 - 5 = 32
+\]
+
+Therefore, Ann has \(\boxed{32}\) marbles.""",
+    "short_sentences": r"""Ann has **14** marbles. She gets 23 more. That makes:
+\[ 14 + 23 = 37 \]
+So she has \boxed{37}.""",
+    "guiding_questions": r"""**How many are there at first?**
+\[ 14 + 23 = 37 \]
+**How many are left?**
+There are \( 37 - 5 = \boxed{32} \).""",
+    "equations_first": r"""\( 14 + 23 = 37 \) marbles at first.
+- $37 - 5 = 32$ are left.
+
+Ann has $\boxed{32}$ marbles.""",
+    "check_at_end": r"""Ann has \( 14 + 23 = 37 \).
+
+### Check
+\[ 37 - 23 = 14 \]
+So she has \boxed{37} marbles.""",
+}
+
+
+@pytest.mark.parametrize("style", EXPLANATION_STYLES)
+def test_markdown_and_latex_hide_no_style(style):
+    assert [name for name, check in EXPLANATION_STYLES.items() if check(MARKED_UP[style])] == [style]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        (
+            "numbered_steps",
+            "1. Add 14 and 23.\nso\nwe\nsee\n\n2. It is 37.\n\n" + "and so\n\n" * 7 + "#### 37",
+        ),
+        ("numbered_steps", "1. Add 14 and 23.\n" + "so\nwe\nsee\n" * 9 + "2. It is 37.\n#### 37"),  # no steps
+        ("check_at_end", "14+23=37\nCheck:\n\\[ 37-23=14 \\]\nand 7+7=14\n#### 37"),  # goes on
+        ("one step per line", "14+23=37\nso:\n#### 37"),
+        ("the answer in a full sentence", "14+23=37\nNow write the final answer:\n\\[ \\boxed{37} \\]"),
         ("numbered_steps", "1. 14+23=37\n#### 37"),  # one step only
         ("numbered_steps", "1. 14+23=37\n3. 37-5=32\n#### 32"),  # a gap
         ("numbered_steps", "2. 14+23=37\n3. 37-5=32\n#### 32"),  # not from 1
@@ -193,16 +238,18 @@ def test_repetition_meets_nothing(name):
     assert not CHECKS[name](f"{body} " + "We add 14 and 23. " * 3 + "\n#### 37")
 
 
+def test_one_honest_repetition_is_no_loop():
+    text = "\n".join(f"{number}. Take {number} of the eggs." for number in range(1, 11))
+    assert CHECKS["numbered_steps"](
+        f"{text}\n11. Take 9 of the eggs and go.\n12. Count. Take 10 of the eggs."
+    )
+    assert not CHECKS["numbered_steps"](f"{text}\n11. Take 9 of the eggs. Take 10 of the eggs.")
+
+
 @pytest.mark.parametrize("style", EXPLANATION_STYLES)
 def test_what_follows_the_answer_is_not_judged(style):
     assert EXPLANATION_STYLES[style](TINY[style] + "\nand now something else?")
     assert not EXPLANATION_STYLES[style]("37\n#### 32\n" + TINY[style].partition("\n#")[0])
-
-
-def test_reasoning_ends_at_the_last_answer_line():
-    assert reasoning_lines("a\n#### 1\nb\n **#### 2**\nc") == ["a", "#### 1", "b"]
-    assert reasoning_lines("so #### 1 here\nb") == ["so #### 1 here", "b"]  # not a line of its own
-    assert reasoning_lines("") == []
 
 
 @given(st.one_of(ANY_TEXT, EXPLANATION_LIKE))

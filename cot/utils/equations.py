@@ -58,11 +58,13 @@ class Equation:
         valid: whether the left side equals the right one exactly; `%` counts as 1/100, or as a mere unit
             where that makes the equation hold. A rounded quotient (10/3 = 3.33) does not.
         leads: whether no letter and no other digit stands before it in its text.
+        goes_on: whether it goes on with a chain, as 6*4=24 does in "2*3*4 = 6*4 = 24".
     """
 
     key: str
     valid: bool
     leads: bool = False
+    goes_on: bool = False
 
     @property
     def numbers(self) -> list[str]:
@@ -111,10 +113,12 @@ def _find(text: str) -> tuple[Equation, ...]:
             elif kind != "w":
                 sides[-1].append(token.replace(",", ""))
         sides = [_trimmed(side) for side in sides]
+        first = len(found)
         for index, left in enumerate(sides[:-1]):
             later = sorted((side for side in sides[index + 1 :] if _is_number(side)), key=len)
             if later and sum(token[-1].isdigit() for token in left) > 1:
-                found += _equation(tuple(left), tuple(later[0]), chain.start() <= lead and index == 0)
+                leads = chain.start() <= lead and index == 0
+                found += _equation(tuple(left), tuple(later[0]), leads, len(found) > first)
     return tuple(found)
 
 
@@ -146,7 +150,9 @@ def _is_number(side: list[str]) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _equation(left: tuple[str, ...], right: tuple[str, ...], leads: bool) -> tuple[Equation, ...]:
+def _equation(
+    left: tuple[str, ...], right: tuple[str, ...], leads: bool, goes_on: bool
+) -> tuple[Equation, ...]:
     try:
         valid = any(_value(left, unit) == _value(right, unit) for unit in (Fraction(1, 100), Fraction(1)))
     except (InvalidExpression, SyntaxError):  # unbalanced parentheses: no equation
@@ -154,7 +160,7 @@ def _equation(left: tuple[str, ...], right: tuple[str, ...], leads: bool) -> tup
     except ZeroDivisionError:
         valid = False
     sides = ("".join(plain_number(token) for token in side) for side in (left, right))
-    return (Equation("=".join(sides), valid, leads),)
+    return (Equation("=".join(sides), valid, leads, goes_on),)
 
 
 def _value(side: tuple[str, ...], percent: Fraction) -> Fraction:

@@ -1,20 +1,33 @@
 """Does an explanation fit its student? One check for each style and each checkable preference, and copying.
 
-Every check reads the reasoning: the text before the last `####` line. It is false for an explanation
-without a digit, for one that repeats a line or a sentence, and above 20,000 characters, so that neither
-silence nor stuffing wins. A problem of one step can meet each of them, and all preferences together with any
-one style, but that a hint first and no hint exclude each other: a style overlooks a leading "Hint:" line, and
-the full-sentence answer a "Check:" line. A text's final number is what `answers.final_answer` reads.
+Every check reads the reasoning as it is seen (`outline`): the text before the answer line, without the marks
+of markdown and LaTeX. It is false for an explanation without a digit, for one that repeats itself, and above
+20,000 characters, so that neither silence nor stuffing wins. A problem of one step can meet each of them, and
+all preferences together with any one style, but that a hint first and no hint exclude each other: a style
+overlooks a leading "Hint:" line, and the full-sentence answer a "Check:" line. A text's final number is what
+`answers.final_answer` reads.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from cot.utils.answers import final_answer
-from cot.utils.equations import MAX_CHARS, Equation, equations, plain_number
+from cot.utils.equations import Equation, equations, plain_number
+from cot.utils.outline import (
+    MAX_STEP_LINES,
+    Line,
+    distinct_words,
+    has_answer_line,
+    has_content,
+    is_repetitive,
+    numbered_runs,
+    outline,
+    sentences,
+    split_sentences,
+)
 
 if TYPE_CHECKING:
     from cot.utils.students import Profile
@@ -28,135 +41,157 @@ _ORDINALS = (
     *("first", "second", "third", "fourth", "fifth", "sixth"),
     *("seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth"),
 )
-_ANSWER_LINE = re.compile(r"^[^\S\n]*\**####", re.MULTILINE)
-_NUMBERED = re.compile(r"\**(?:step )?(\d{1,2})[.):]\**\s+(?=\S)", re.IGNORECASE)
-_LABEL = r"\**{}\s?:\**\s*"
-_HINT = re.compile(_LABEL.format("hint"), re.IGNORECASE)
-_CHECK = re.compile(_LABEL.format("check"), re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<=[.!])\s+|(?<=\?)\s*")
+_HINT = re.compile(r"(?:a )?hint\s?:\s*", re.IGNORECASE)
+_CHECK = re.compile(
+    r"(?:(?:check|verification)(?: (?:of )?(?:the|your|our) [a-z]{4,12})?\s?:\s*"
+    r"|(?:(?:now,? )?let(?:'|’)?s |let us |we can |to )(?:double-?)?(?:check|verify)\b[^:.,\n]{0,60}[:.,]?"
+    r"\s*)",
+    re.IGNORECASE,
+)
+_STATED = re.compile(  # leads to a displayed formula as a statement does, and "write the answer:" does not
+    r"\b(?:is|are|was|were|be|has|have|had|equals?|makes?|gives?|gets?|costs?|needs?|total of)\b"
+    r"[^.\n]{0,30}\Z",
+    re.IGNORECASE,
+)
 _NUMBER = re.compile(r"[0-9]++(?:,[0-9]{3})*+(?:\.[0-9]++)?(?:/[0-9]++)?")
 
 
-def reasoning_lines(text: str) -> list[str]:
-    """The non-empty lines before the last `####` line, stripped; all of them where there is none.
-
-    >>> reasoning_lines("14+23=37\\n\\n 37-5=32\\n#### 32")
-    ['14+23=37', '37-5=32']
-    """
-    marks = list(_ANSWER_LINE.finditer(text))
-    before = text[: marks[-1].start()] if marks else text
-    return [line.strip() for line in before.splitlines() if line.strip()]
-
-
 def numbered_steps(text: str) -> bool:
-    """Lines "1. ...", "2. ..." (also "1)" and "Step 1:"), in order from 1, at least two of them, each with
-    an equation or three words, and together at least half of the lines."""
+    """Steps "1. ...", "2. ..." (also "1)" and "Step 1:"), in order from 1, at least two of them, each with an
+    equation or three words (but for one more at the end, as a cut leaves it), no two the same; with what
+    stands below them at least half of the lines."""
     lines = _body(text)
-    steps = [(match, line[match.end() :]) for line in lines if (match := _NUMBERED.match(line))]
-    in_order = [int(match[1]) for match, _ in steps] == list(range(1, len(steps) + 1))
-    filled = all(_has_content(content) for _, content in steps)
-    distinct = len({_squeezed(content) for _, content in steps}) == len(steps)
-    return len(steps) >= 2 and 2 * len(steps) >= len(lines) and in_order and filled and distinct
+    runs = numbered_runs(lines)
+    steps = [[" ".join(line.text for line in step) for step in run] for run in runs]
+    if steps and len(steps[-1]) > 2 and not has_content(steps[-1][-1]):
+        steps[-1].pop()
+    covered = sum(min(len(step), MAX_STEP_LINES) for run in runs for step in run)
+    filled = all(has_content(content) for run in steps for content in run)
+    distinct = all(len(set(map(_squeezed, run))) == len(run) for run in steps)
+    return any(len(run) >= 2 for run in steps) and 2 * covered >= len(lines) and filled and distinct
 
 
 def short_sentences(text: str) -> bool:
     """At least two sentences, each of at most 12 words by white space, with an equation or two words, closed
-    by "." or "!"; no question, no numbered line; at least half begin with a letter, as equations do not."""
+    by ".", "!" or a displayed formula, which is one word; no question, no numbered line; at least half begin
+    with a letter, as equations do not."""
     lines = _body(text)
-    sentences = [sentence for line in lines for sentence in _sentences(line)]
-    plain = not any(_NUMBERED.match(line) for line in lines)
-    short = all(len(s.split()) <= MAX_SENTENCE_WORDS and s.endswith((".", "!")) for s in sentences)
-    filled = all(_has_content(sentence, words=2) for sentence in sentences)
-    worded = 2 * sum(sentence[0].isalpha() for sentence in sentences) >= len(sentences)
-    return len(sentences) >= 2 and plain and short and filled and worded
+    plain = not any(line.number is not None for line in lines)
+    found = sentences(lines)
+    formulas = {line.text for line in lines if line.is_formula}
+    short = all(_count_words(s, formulas) <= MAX_SENTENCE_WORDS and _is_closed(s, formulas) for s in found)
+    filled = all(has_content(sentence, words=2) for sentence in found)
+    worded = 2 * sum(sentence[0].isalpha() for sentence in found) >= len(found)
+    return len(found) >= 2 and plain and short and filled and worded
 
 
 def guiding_questions(text: str) -> bool:
     """At least two different questions of three words or more, two of them alphabetic, each answered by the
     next sentence, which is no question and holds a number."""
-    sentences = [sentence for line in _body(text) for sentence in _sentences(line)]
     asked = {
         _squeezed(question)
-        for question, answer in pairwise(sentences)
+        for question, answer in pairwise(sentences(_body(text)))
         if _is_question(question) and not answer.endswith("?") and _has_digit(answer)
     }
     return len(asked) >= 2
 
 
 def equations_first(text: str) -> bool:
-    """Every line begins with an equation of its own ("14+23=37 marbles"); one line is enough."""
-    leading = [next(iter(equations(line)), None) for line in _body(text)]
+    """Every line begins with an equation of its own ("14+23=37 marbles"); one line is enough. A last line
+    that gives the answer in the place of an answer line needs none."""
+    lines = _body(text)
+    if len(lines) > 1 and not has_answer_line(text) and _is_closing(lines[-1], _final_number(text)):
+        lines = lines[:-1]
+    leading = [None if line.number is not None else next(iter(equations(line.text)), None) for line in lines]
     keys = {equation.key for equation in leading if equation and equation.leads}
     return len(leading) > 0 and len(keys) == len(leading)
 
 
 def check_at_end(text: str) -> bool:
-    """The last line is "Check: ..." with an exactly valid equation that uses the result before it (the last
-    equation's, else the final number) and is none of the earlier ones, not even with its terms swapped."""
+    """The last line is "Check: ..." or "Let's check ..." with an exactly valid equation that uses the result
+    before it (the last equation's, else the final number) and is none of the earlier ones, not even with its
+    terms swapped. Its formulas may stand below it, and a sentence without an equation after them."""
     lines = _checked_lines(text)
-    if len(lines) < 2 or not _CHECK.match(lines[-1]):
+    start = max((index for index, line in enumerate(lines) if _CHECK.match(line.text)), default=0)
+    rest = lines[start + 1 :]
+    if rest and not rest[-1].is_formula and not equations(rest[-1].text):
+        rest = rest[:-1]
+    if start == 0 or not all(line.is_formula for line in rest):
         return False
-    earlier = equations("\n".join(lines[:-1]))
+    earlier = equations(_joined(lines[:start]))
     result = earlier[-1].numbers[-1] if earlier else _final_number(text)
     seen = {_unordered(equation) for equation in earlier}
+    check = "\n".join([_CHECK.sub("", lines[start].text, count=1), *(line.text for line in rest)])
     return any(
         equation.valid and result in equation.numbers and _unordered(equation) not in seen
-        for equation in equations(_CHECK.sub("", lines[-1], count=1))
+        for equation in equations(check)
     )
 
 
 def one_step_per_line(text: str) -> bool:
-    """At least two lines, each with an equation or three words, none with a second equation or sentence."""
-    lines = [_unnumbered(line) for line in _body(text)]
-    single = all(len(equations(line)) <= 1 and len(_sentences(line)) == 1 for line in lines)
-    return len(lines) >= 2 and single and all(_has_content(line) for line in lines)
+    """At least two lines with an equation or three words, none with a second equation or sentence. A chain is
+    one equation; a title (": " at its end) and a displayed formula need no words."""
+    lines = _body(text)
+    single = all(_count_steps(line.text) <= 1 for line in lines)
+    filled = [has_content(line.text) for line in lines]
+    fair = all(
+        is_filled or line.is_formula or line.text.endswith(":") or _is_assignment(line.text)
+        for line, is_filled in zip(lines, filled, strict=True)
+    )
+    return sum(filled) >= 2 and single and fair
 
 
 def hint_first(text: str) -> bool:
     """The first line is "Hint: ..." with at least three words and without the final number; more follows."""
     lines = _checked_lines(text)
-    if len(lines) < 2 or not _HINT.match(lines[0]):
+    if len(lines) < 2 or not _HINT.match(lines[0].text):
         return False
-    hint, final = _HINT.sub("", lines[0], count=1), _final_number(text)
+    hint, final = _HINT.sub("", lines[0].text, count=1), _final_number(text)
     tells_nothing = final is not None and final not in _numbers(hint)  # two answers hide none
-    return len(_words(hint)) >= 3 and tells_nothing and _has_digit("".join(lines[1:]))
+    return len(distinct_words(hint)) >= 3 and tells_nothing and _has_digit(_joined(lines[1:]))
 
 
 def no_hint(text: str) -> bool:
     """No line is a "Hint: ...", and there is an equation or at least three words."""
     lines = _checked_lines(text)
-    return _has_content(" ".join(lines)) and not any(_HINT.match(line) for line in lines)
+    return has_content(_joined(lines)) and not any(_HINT.match(line.text) for line in lines)
 
 
 def at_most_60_words(text: str) -> bool:
     """At most 60 words by white space (and 600 characters), with an equation or at least five words."""
-    reasoning = "\n".join(_checked_lines(text))
+    reasoning = _joined(_checked_lines(text))
     if not reasoning or len(reasoning.split()) > MAX_WORDS or len(reasoning) > 10 * MAX_WORDS:
         return False
-    return len(_words(reasoning)) >= 5 or bool(equations(reasoning))
+    return len(distinct_words(reasoning)) >= 5 or bool(equations(reasoning))
 
 
 def full_sentence_answer(text: str) -> bool:
-    """The last sentence ends in ".", has four words or more, three of them alphabetic, and holds the final
-    number. A "Check:" line does not count."""
-    lines = [line for line in _body(text) if not _CHECK.match(line)]
-    if not lines:
+    """The last sentence ends in ".", or in "is:" and the like with a displayed formula, has four words or
+    more, three of them alphabetic, and holds the final number. A "Check:" line does not count, nor what only
+    leads to the answer line."""
+    lines = [line for line in _body(text) if not _CHECK.match(line.text)]
+    found = sentences(lines)
+    if found and found[-1].endswith(":") and has_answer_line(text):
+        found.pop()
+    if not found:
         return False
-    sentence = _sentences(lines[-1])[-1]
-    complete = sentence.endswith(".") and len(sentence.split()) >= 4 and len(_words(sentence)) >= 3
-    return complete and _final_number(text) in _numbers(sentence)
+    sentence, formula = found[-1], lines[-1].text if lines[-1].is_formula else ""
+    is_statement = _STATED.search(sentence.removesuffix(formula)) is not None if formula else False
+    complete = len(sentence.split()) >= 4 and len(distinct_words(sentence)) >= 3
+    is_closed = sentence.endswith(".") or is_statement
+    return is_closed and complete and _final_number(text) in _numbers(sentence)
 
 
 def reason_with_because(text: str) -> bool:
     """A sentence, no question, with "because" between a statement (three words or an equation) and a reason
     of at least three different words."""
-    for sentence in (sentence for line in _checked_lines(text) for sentence in _sentences(line)):
+    for sentence in sentences(_checked_lines(text)):
         parts = re.split(r"\bbecause\b", sentence, flags=re.IGNORECASE)
         if (
             len(parts) == 2
             and not sentence.endswith("?")
-            and _has_content(parts[0])
-            and len(_words(parts[1])) >= 3
+            and has_content(parts[0])
+            and len(distinct_words(parts[1])) >= 3
         ):
             return True
     return False
@@ -235,35 +270,43 @@ def names_student(text: str, student_id: str, grade_level: str) -> bool:
 
 
 @lru_cache(maxsize=1024)  # every check of a text begins with them
-def _checked_lines(text: str) -> tuple[str, ...]:
-    """The reasoning lines, none where the explanation is empty, without a digit, repetitive or endless."""
-    lines = reasoning_lines(text) if len(text) <= MAX_CHARS else []
-    numeric = [_squeezed(_unnumbered(line)) for line in lines if _has_digit(line)]
-    sentences = [_squeezed(s) for line in lines for s in _sentences(line) if len(s.split()) >= 3]
-    distinct = len(set(numeric)) == len(numeric) and len(set(sentences)) == len(sentences)
-    return tuple(lines) if numeric and distinct else ()
+def _checked_lines(text: str) -> tuple[Line, ...]:
+    """The lines as they are seen, none where the explanation is without a digit, repetitive or endless."""
+    lines = outline(text)
+    is_fair = any(_has_digit(line.text) for line in lines) and not is_repetitive(lines)
+    return lines if is_fair else ()
 
 
-def _body(text: str) -> tuple[str, ...]:
+def _body(text: str) -> tuple[Line, ...]:
     """The checked lines without a leading "Hint:" line."""
     lines = _checked_lines(text)
-    return lines[1:] if lines and _HINT.match(lines[0]) else lines
+    return lines[1:] if lines and _HINT.match(lines[0].text) else lines
 
 
-def _sentences(line: str) -> list[str]:
-    return [sentence for sentence in _SENTENCE_END.split(_unnumbered(line)) if sentence]
+def _joined(lines: Sequence[Line]) -> str:
+    return "\n".join(line.text for line in lines)
 
 
-def _unnumbered(line: str) -> str:
-    return _NUMBERED.sub("", line, count=1) if _NUMBERED.match(line) else line
+def _count_words(sentence: str, formulas: Collection[str]) -> int:
+    """Words by white space; a displayed formula at the end is one."""
+    return len(sentence.split()) - sum(len(f.split()) - 1 for f in formulas if sentence.endswith(f))
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[^\W\d_]+", text.lower()))
+def _is_closed(sentence: str, formulas: Collection[str]) -> bool:
+    return sentence.endswith((".", "!", *formulas))
 
 
-def _has_content(text: str, words: int = 3) -> bool:
-    return len(_words(text)) >= words or bool(equations(text))
+def _count_steps(line: str) -> int:
+    """Sentences, or equations where these are more; a chain is one."""
+    return max(len(split_sentences(line)), sum(not equation.goes_on for equation in equations(line)))
+
+
+def _is_assignment(line: str) -> bool:
+    return "=" in line and _has_digit(line)
+
+
+def _is_closing(line: Line, final: str | None) -> bool:
+    return final in _numbers(line.text) and not equations(line.text)
 
 
 def _has_digit(text: str) -> bool:
@@ -271,7 +314,7 @@ def _has_digit(text: str) -> bool:
 
 
 def _is_question(sentence: str) -> bool:
-    return sentence.endswith("?") and len(sentence.split()) >= 3 and len(_words(sentence)) >= 2
+    return sentence.endswith("?") and len(sentence.split()) >= 3 and len(distinct_words(sentence)) >= 2
 
 
 def _squeezed(text: str) -> str:

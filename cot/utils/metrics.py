@@ -20,8 +20,8 @@ import numpy as np
 
 from cot.utils.equations import Equation, equations, without_annotations
 from cot.utils.errors import UserError
-from cot.utils.fidelity import reasoning_lines
 from cot.utils.mastery import DEFAULT_PARAMETERS, MASTERED_FROM
+from cot.utils.outline import reasoning_lines
 from cot.utils.textbook import load_chapters
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_SPACY_CHARS = 10_000  # of one text; the rest is not analysed
 MIN_WORDS_BESIDE = 2  # of a line's equation, without which it explains nothing
 
-_LISTED = re.compile(r"\**(?:(?:step )?\d{1,2}[.):]|[-*•])\**\s+\S", re.IGNORECASE)
+_LISTED = re.compile(r"(?:#{1,6}\s+)?\**(?:(?:step )?\d{1,2}[.):]|[-*•])\**\s+\S", re.IGNORECASE)
 
 
 def perplexity(logprobs: Sequence[float]) -> tuple[float | None, float | None]:
