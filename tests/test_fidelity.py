@@ -1,7 +1,9 @@
 """Each check of style and preference, also against cheating; share of preferences met, copying, naming."""
 
+import json
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from cot.utils.fidelity import (
     names_student,
 )
 
+LABELS = Path(__file__).with_name("fit_labels.jsonl")
 CHECKS = EXPLANATION_STYLES | CHECKABLE_PREFERENCES
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=200)  # lone surrogates included
 PIECES = (
@@ -63,6 +66,24 @@ PROSE = {
     "check_at_end": "Janet uses 3 + 4 = 7 eggs, sells 16 - 7 = 9 and makes 9 * 2 = 18 dollars.\n"
     "**Check:** 18 / 2 = 9 eggs sold.\n#### 18",
 }
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_check_says_of_real_texts_what_a_reader_says(name):
+    """Agreement with labels by hand on answers of Qwen2.5-Coder 0.5B to GSM8K training questions.
+
+    The checks were made with the first 32 in view. The other 32 were labelled before a check had read them:
+    there the agreement was .94 or more, but .88 for one step per line, whose items ("Belt: $18") came then.
+    A text that explains nothing or loops is labelled false throughout; a numbered list is no prose in short
+    sentences. Open: the texts were written without an instruction of style, so that hints, guiding questions,
+    checks and short sentences never occur in them. For these it is measured alone that the check finds none,
+    and for "no hint" hardly more than the contrary. Texts written under each instruction are missing.
+    """
+    rows = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
+    pairs = [(CHECKS[name](row["text"]), row["labels"][name]) for row in rows]
+    agreement = sum(found == label for found, label in pairs) / len(pairs)
+    print(f"{name}: {agreement:.2f} of n = {len(pairs)}, {sum(label for _, label in pairs)} labelled true")
+    assert agreement >= 0.9
 
 
 @pytest.mark.parametrize("style", EXPLANATION_STYLES)
@@ -134,6 +155,13 @@ def test_markdown_and_latex_hide_no_style(style):
         ),
         ("numbered_steps", "1. Add 14 and 23.\n" + "so\nwe\nsee\n" * 9 + "2. It is 37.\n#### 37"),  # no steps
         ("check_at_end", "14+23=37\nCheck:\n\\[ 37-23=14 \\]\nand 7+7=14\n#### 37"),  # goes on
+        ("check_at_end", "14+23=37\nCheck: 37-23=14\nso\n#### 37"),
+        ("equations_first", "14+23=37\nx = 37"),  # no sentence
+        ("short_sentences", "Take 14 away from 37.\n\\[ 37-14=23 \\]"),  # one sentence
+        ("no hint", "\\[ 14+23=37 \\]\n\\[ 14+23=37 \\]"),
+        ("no hint", "14+23=37\n\\[ \\boxed{37} \\]\n14+23=37"),
+        ("no hint", "2. ok\n14+23=37\n2. ok\n#### 37"),
+        ("the answer in a full sentence", "So the answer is 37.\nStep 2:"),
         ("one step per line", "14+23=37\nso:\n#### 37"),
         ("the answer in a full sentence", "14+23=37\nNow write the final answer:\n\\[ \\boxed{37} \\]"),
         ("numbered_steps", "1. 14+23=37\n#### 37"),  # one step only

@@ -109,8 +109,9 @@ def test_steps_are_listed_lines_where_a_text_lists_them(nlp):
         "We add:\n- 3 eggs\n- 4 eggs\n* 5 eggs\nThat is all of the 12.",
         "Step 1: add 3 and 4.\nStep 2: take 5 away. Then 2 are left.",
         "**1.** 3+4=7\n\n**2.** 7+1=8\n**3.** 8+1=9",
+        "#### 1. Add.\n3+4=7\n#### 2. Take 5 away.\n7-5=2\n#### 2",  # these head sections
     ]
-    assert count_steps(texts, nlp) == [2, 3, 2, 3]
+    assert count_steps(texts, nlp) == [2, 3, 2, 3, 2]
 
 
 def test_steps_are_numeric_sentences_elsewhere(nlp):

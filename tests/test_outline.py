@@ -19,8 +19,8 @@ She uses:
 So she sells \(\boxed{9}\).
 #### 9"""
 PLAN = (
-    "Two steps:\n1. Count the eggs.\n2. Sell them.\n\n"
-    "1. **Count the eggs:**\n   3 + 4 = 7\n2. **Sell them.**\n   7 * 2 = 14"
+    "Two steps:\n1. Count the eggs.\n2. Sell the rest.\n\n"
+    "1. **Count the eggs:**\n   3 + 4 = 7\n2. **Sell the rest.**\n   7 * 2 = 14"
 )
 
 

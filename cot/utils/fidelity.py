@@ -82,7 +82,8 @@ def short_sentences(text: str) -> bool:
     short = all(_count_words(s, formulas) <= MAX_SENTENCE_WORDS and _is_closed(s, formulas) for s in found)
     filled = all(has_content(sentence, words=2) for sentence in found)
     worded = 2 * sum(sentence[0].isalpha() for sentence in found) >= len(found)
-    return len(found) >= 2 and plain and short and filled and worded
+    enough = len([sentence for sentence in found if sentence not in formulas]) >= 2
+    return enough and plain and short and filled and worded
 
 
 def guiding_questions(text: str) -> bool:
@@ -100,7 +101,7 @@ def equations_first(text: str) -> bool:
     """Every line begins with an equation of its own ("14+23=37 marbles"); one line is enough. A last line
     that gives the answer in the place of an answer line needs none."""
     lines = _body(text)
-    if len(lines) > 1 and not has_answer_line(text) and _is_closing(lines[-1], _final_number(text)):
+    if len(lines) > 1 and _gives_answer(lines[-1], text):
         lines = lines[:-1]
     leading = [None if line.number is not None else next(iter(equations(line.text)), None) for line in lines]
     keys = {equation.key for equation in leading if equation and equation.leads}
@@ -110,11 +111,12 @@ def equations_first(text: str) -> bool:
 def check_at_end(text: str) -> bool:
     """The last line is "Check: ..." or "Let's check ..." with an exactly valid equation that uses the result
     before it (the last equation's, else the final number) and is none of the earlier ones, not even with its
-    terms swapped. Its formulas may stand below it, and a sentence without an equation after them."""
+    terms swapped. Its formulas may stand below it, and after them a line that gives the answer in the place
+    of an answer line."""
     lines = _checked_lines(text)
     start = max((index for index, line in enumerate(lines) if _CHECK.match(line.text)), default=0)
     rest = lines[start + 1 :]
-    if rest and not rest[-1].is_formula and not equations(rest[-1].text):
+    if rest and _gives_answer(rest[-1], text):
         rest = rest[:-1]
     if start == 0 or not all(line.is_formula for line in rest):
         return False
@@ -130,12 +132,12 @@ def check_at_end(text: str) -> bool:
 
 def one_step_per_line(text: str) -> bool:
     """At least two lines with an equation or three words, none with a second equation or sentence. A chain is
-    one equation; a title (": " at its end) and a displayed formula need no words."""
+    one equation; a title (":" at its end), a displayed formula and an item ("Socks: $11") need no words."""
     lines = _body(text)
     single = all(_count_steps(line.text) <= 1 for line in lines)
     filled = [has_content(line.text) for line in lines]
     fair = all(
-        is_filled or line.is_formula or line.text.endswith(":") or _is_assignment(line.text)
+        is_filled or line.is_formula or line.text.endswith(":") or _is_item(line.text)
         for line, is_filled in zip(lines, filled, strict=True)
     )
     return sum(filled) >= 2 and single and fair
@@ -173,7 +175,7 @@ def full_sentence_answer(text: str) -> bool:
     found = sentences(lines)
     if found and found[-1].endswith(":") and has_answer_line(text):
         found.pop()
-    if not found:
+    if not found or not lines[-1].text:  # "Step 3:" and no more
         return False
     sentence, formula = found[-1], lines[-1].text if lines[-1].is_formula else ""
     is_statement = _STATED.search(sentence.removesuffix(formula)) is not None if formula else False
@@ -273,7 +275,8 @@ def names_student(text: str, student_id: str, grade_level: str) -> bool:
 def _checked_lines(text: str) -> tuple[Line, ...]:
     """The lines as they are seen, none where the explanation is without a digit, repetitive or endless."""
     lines = outline(text)
-    is_fair = any(_has_digit(line.text) for line in lines) and not is_repetitive(lines)
+    has_digit = any(line.number is not None or _has_digit(line.text) for line in lines)
+    is_fair = has_digit and not is_repetitive(lines)
     return lines if is_fair else ()
 
 
@@ -301,12 +304,16 @@ def _count_steps(line: str) -> int:
     return max(len(split_sentences(line)), sum(not equation.goes_on for equation in equations(line)))
 
 
-def _is_assignment(line: str) -> bool:
-    return "=" in line and _has_digit(line)
+def _is_item(line: str) -> bool:
+    """Whether a line gives one thing its number: "Socks: $11", "Total = $71"."""
+    return re.search(r"[A-Za-z]\s?:|=", line) is not None and _has_digit(line)
 
 
-def _is_closing(line: Line, final: str | None) -> bool:
-    return final in _numbers(line.text) and not equations(line.text)
+def _gives_answer(line: Line, text: str) -> bool:
+    """Whether a last line says the final number in words, where no answer line does."""
+    says = line.number is None and len(distinct_words(line.text)) >= 3 and not _CHECK.match(line.text)
+    is_free = says and not equations(line.text) and not has_answer_line(text)
+    return is_free and _final_number(text) in _numbers(line.text)
 
 
 def _has_digit(text: str) -> bool:

@@ -7,6 +7,7 @@ that leads to it.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ _NUMBERED = re.compile(
 _DISPLAYED = re.compile(r"\\\[(.*?)(?:\\\]|\Z)|\$\$(.*?)\$\$", re.DOTALL)
 _FORMULA = "\ue000"  # stands before a displayed formula while the text is rendered
 _SENTENCE_END = re.compile(r"(?<=[.!])\s+|(?<=\?)\s*")
+_LEADS = re.compile(r"[A-Za-z:,]\Z")  # to a formula
 _LABEL_ALONE = re.compile(r"(?:a )?(?:hint|check|verification)\s?:?", re.IGNORECASE)
 
 
@@ -69,14 +71,14 @@ def outline(text: str) -> tuple[Line, ...]:
     is_empty_before = False
     for row in rendered_text(reasoning).splitlines():
         seen = row.replace(_FORMULA, "").strip()
-        if not seen:
+        if not re.search(r"\w", seen):
             is_empty_before = _FORMULA not in row  # a formula's own marks leave no empty line
-            continue
-        if lines and _LABEL_ALONE.fullmatch(lines[-1].text) and lines[-1].number is None:
-            lines[-1] = Line(f"{lines[-1].text.rstrip(': ')}: {seen}", indent=lines[-1].indent)
             continue
         is_formula = _FORMULA in row or seen.startswith("=")
         numbered = None if is_formula else _NUMBERED.match(seen)
+        if lines and lines[-1].number is None and not numbered and _LABEL_ALONE.fullmatch(lines[-1].text):
+            lines[-1] = Line(f"{lines[-1].text.rstrip(': ')}: {seen}", indent=lines[-1].indent)
+            continue
         number = int(numbered[1] or numbered[2]) if numbered else None
         seen = seen[numbered.end() :] if numbered else seen
         indent = len(row) - len(row.lstrip())
@@ -91,10 +93,11 @@ def has_answer_line(text: str) -> bool:
 
 
 def sentences(lines: Sequence[Line]) -> list[str]:
-    """The sentences of the lines, each on one line but for the formula that it leads to."""
+    """The sentences of the lines, each on one line but for the formula that it leads to ("it is:")."""
     found: list[str] = []
     for line in lines:
-        if line.is_formula and found and not found[-1].endswith((".", "!", "?")):
+        goes_on = line.is_formula and found and (line.text.startswith("=") or _LEADS.search(found[-1]))
+        if goes_on:
             found[-1] += f" {line.text}"
         else:
             found += split_sentences(line.text)
@@ -133,16 +136,14 @@ def numbered_runs(lines: Sequence[Line]) -> list[list[list[Line]]]:
 def is_repetitive(lines: Sequence[Line]) -> bool:
     """Whether more than a tenth of the sentences were said before, or one is said three times.
 
-    A sentence has three words or a digit. The steps of a plan may return as the heads of the steps.
+    A sentence has three words or a digit, its step's number being one. The steps of a plan may return as the
+    heads of the steps.
     """
-    heads = [_squeezed(line.text) for line in lines if line.number is not None]
-    planned = {head for head in heads if heads.count(head) == 2 and not re.search("[0-9]", head)}
-    said: dict[str, int] = {}
-    for sentence in sentences(lines):
-        if len(sentence.split()) >= 3 or re.search("[0-9]", sentence):
-            key = _squeezed(sentence)
-            said[key] = said.get(key, 0) + 1
-    again = sum(count - 1 for key, count in said.items() if key not in planned)
+    heads = [line.text for line in lines if line.number is not None]
+    short = [head for head in heads if not _is_sentence(head)]
+    planned = {_squeezed(head) for head in heads if _is_sentence(head) and not re.search("[0-9]", head)}
+    said = Counter(map(_squeezed, [*short, *filter(_is_sentence, sentences(lines))]))
+    again = sum(count - 1 for key, count in said.items() if key not in planned or count > 2)
     return again > MAX_REPEATED * sum(said.values()) or any(count > 2 for count in said.values())
 
 
@@ -179,6 +180,10 @@ def _end_of_last(lines: Sequence[Line], head: int, following: int, outermost: in
         if not (is_inside or leads_on or goes_on):
             return index
     return following
+
+
+def _is_sentence(text: str) -> bool:
+    return len(text.split()) >= 3 or re.search("[0-9]", text) is not None
 
 
 def _squeezed(text: str) -> str:
