@@ -25,7 +25,7 @@ ROOM_OF = {  # the README that documents a script's flags
     "rl/warm_start.py": "rl",
     "evaluate_rl.py": "rl",
 }
-BENCHMARKS = ("tests/bench_engine.py", "tests/bench_retrieval.py")
+BENCHMARKS = ("tests/bench_engine.py", "tests/bench_prompts.py", "tests/bench_retrieval.py")
 STUDENTS = ("S002", "S005")
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 # Keys that are data: whose record, of which chapter, by which policy.
