@@ -58,17 +58,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 THINKING_LENGTH = 2048  # tokens of a completion with reasoning, where no flag says otherwise
 # Fields of GRPOConfig with a flag of their own: naming one under --grpo would contradict it.
 SAME_NAMES = (
-    *(
-        "beta",
-        "chat_template_kwargs",
-        "learning_rate",
-        "loss_type",
-        "max_completion_length",
-        "max_steps",
-        "num_generations",
-    ),
-    *("output_dir", "per_device_train_batch_size", "report_to", "reward_weights", "save_steps"),
-    *("scale_rewards", "seed", "use_vllm", "vllm_mode"),
+    *("beta", "chat_template_kwargs", "learning_rate", "loss_type", "max_completion_length", "max_steps"),
+    *("num_generations", "output_dir", "per_device_train_batch_size", "report_to", "reward_weights"),
+    *("save_steps", "scale_rewards", "seed", "use_vllm", "vllm_mode"),
 )
 FLAG_OF_FIELD = {
     **{name: f"--{name}" for name in SAME_NAMES},

@@ -1,7 +1,5 @@
 """The evaluation: planted policies and their verdicts, and the script on tiny random models."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -18,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import REPO_ROOT, make_completion, make_tokenizer
+from conftest import REPO_ROOT, make_completion, make_tokenizer, read_strictly, run_here
 
 import evaluate_rl
 from cot.utils.cli import PROFILES_DIR
@@ -248,16 +246,7 @@ def models(tiny_folder, tmp_path_factory):
 
 def evaluate(*flags):
     """The script in this process: (exit code, stdout, stderr)."""
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    hook, out, err = sys.excepthook, io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = evaluate_rl.main([str(flag) for flag in flags])
-    finally:
-        sys.excepthook = hook
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-    return code, out.getvalue(), err.getvalue()
+    return run_here(evaluate_rl.main, *flags)
 
 
 SMALL = ["--students", "S002", "S004", "--exercises_per_chapter", "2", "--practice", "1", "--device", "cpu"]
@@ -273,14 +262,10 @@ def finished(models, tmp_path_factory):
     return Path(out.splitlines()[-1]), out
 
 
-def read(path):
-    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path}: {name}"))
-
-
 def results(summary_path: Path) -> list[dict]:
     """The answers of a run at temperature 0.7."""
     name = summary_path.name.replace("summary_", "results_temp_0.7_")
-    return read(summary_path.with_name(name))["results"]
+    return read_strictly(summary_path.with_name(name))["results"]
 
 
 def test_help_is_quick_and_a_wrong_flag_is_one_line():
@@ -318,8 +303,8 @@ def test_a_bad_choice_is_one_line_before_a_model_loads(models, tmp_path, flags, 
 @pytest.mark.slow
 def test_the_result_files_keep_their_contract(finished):
     path, out = finished
-    summary = read(path)
-    document = read(path.with_name(path.name.replace("summary_", "results_temp_0.7_")))
+    summary = read_strictly(path)
+    document = read_strictly(path.with_name(path.name.replace("summary_", "results_temp_0.7_")))
     for content in (summary, document):
         assert list(content) == [
             "schema_version", "status", "script", "temperature", "started", "finished", "config",
@@ -413,7 +398,7 @@ def test_a_run_that_was_killed_continues_to_the_same_result(finished, models, tm
     again = Path(out.splitlines()[-1])
     assert again.name == finished[0].name  # the run's own stamp
     assert results(again) == results(finished[0])
-    again, before = read(again), read(finished[0])
+    again, before = read_strictly(again), read_strictly(finished[0])
     for document in (again, before):
         document["summary"].pop("timing")
     assert again["summary"] == before["summary"]
@@ -434,7 +419,7 @@ def test_sigterm_saves_a_cancelled_result_and_the_same_command_continues(finishe
     thread.join()
     assert code == 143 and "continue with: python" in err
     (path,) = (tmp_path / "evaluation").glob("summary_*.json")
-    assert read(path)["status"] == "cancelled"
+    assert read_strictly(path)["status"] == "cancelled"
     assert 0 < len(results(path)) < len(results(finished[0]))
     code, out, err = evaluate(*flags)
     assert code == 0 and Path(out.splitlines()[-1]) == path, err
@@ -455,4 +440,4 @@ def test_another_data_set_crosses_questions_with_students(models, tmp_path):
     assert {r["as_of"] for r in answers} == {"end"} and len(answers) == 2 * 2 * 4
     assert "no time_shuffled at 2 of 2 moments" in out
     # a single answer has no resample
-    assert read(path)["summary"]["adaptivity"]["base"]["none"]["n"] == 0
+    assert read_strictly(path)["summary"]["adaptivity"]["base"]["none"]["n"] == 0
