@@ -30,7 +30,7 @@ from cot.utils.cli import (
     script_frame,
     writable_dir,
 )
-from cot.utils.errors import EXIT_OK, EXIT_SIGNAL, EXIT_UNEXPECTED, UserError
+from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, hold_signals, signal_received
 from rl.settings import (
     PRESETS,
     THINKING_LENGTH,
@@ -191,7 +191,6 @@ def run(args: argparse.Namespace) -> int:
     from rl.runs import open_run
     from rl.trainer import (
         Recorder,
-        Signals,
         keep_reference,
         load_base,
         make_alarms,
@@ -254,12 +253,10 @@ def run(args: argparse.Namespace) -> int:
             base_file=folder / "eval_base.json",
             prompt_format=prompt_format,
         )
-    signals = Signals()
     recorder = Recorder(
         metrics=folder / "metrics.jsonl",
         table=table,
         alarms=make_alarms(config, model, tokenizer),
-        signals=signals,
         evaluate=evaluate,
         eval_every=args.eval_every,
         save_minutes=args.save_minutes,
@@ -269,14 +266,13 @@ def run(args: argparse.Namespace) -> int:
     # training
     keep_reference(config, args.use_peft, model, source, folder, processes)
     trainer = make_trainer(args, config, model, tokenizer, rows, table, recorder, prompt_format)
-    train_to_the_end(trainer, run_folder.checkpoint)
+    with hold_signals():  # the step in flight ends, and its checkpoint is saved
+        train_to_the_end(trainer, run_folder.checkpoint)
+        if signal_received():
+            run_folder.close(record, "cancelled")
 
     # how it ended
     step = trainer.state.global_step
-    if signals.received is not None:
-        run_folder.close(record, "cancelled")
-        print(f"stopped by a signal at step {step}; the same command continues", file=sys.stderr)
-        return EXIT_SIGNAL + signals.received
     if table.errors:
         print(f"warning: {table.errors} completions left out, last because of {table.last_error}", flush=True)
     if recorder.stopped:

@@ -1,7 +1,5 @@
-"""A training around TRL's GRPO trainer: processes, held-out evaluation, metrics, checkpoints, signals."""
+"""A training around TRL's GRPO trainer: processes, held-out evaluation, metrics, checkpoints."""
 
-import os
-import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +16,7 @@ from trl import GRPOConfig
 
 from cot.utils.devices import is_out_of_memory, keep_freed_memory
 from cot.utils.engine import TransformersEngine
-from cot.utils.errors import EXIT_SIGNAL, EXIT_UNEXPECTED, UserError
+from cot.utils.errors import EXIT_UNEXPECTED, UserError, signal_received
 from cot.utils.files import append_json_lines, read_json, read_json_lines, write_json
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.model_names import ModelSource
@@ -217,21 +215,6 @@ def make_evaluator(
     return evaluate
 
 
-class Signals:
-    """Remembers the first signal, so that a step can end; a second Ctrl-C ends the run at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
-                signal.signal(signum, self._receive)
-
-    def _receive(self, signum: int, _frame) -> None:
-        if signum == signal.SIGINT and self.received is not None:
-            os._exit(EXIT_SIGNAL + signal.SIGINT)
-        self.received = signum
-
-
 class Recorder(TrainerCallback):
     """Writes `metrics.jsonl`, asks for checkpoints and for the end, and marks checkpoints complete.
 
@@ -252,13 +235,12 @@ class Recorder(TrainerCallback):
         metrics: Path,
         table: RewardTable,
         alarms: Alarms,
-        signals: Signals,
         evaluate: Callable[[torch.nn.Module], dict] | None,
         eval_every: int,
         save_minutes: float,
         max_steps: int,
     ) -> None:
-        self._metrics, self._table, self._alarms, self._signals = metrics, table, alarms, signals
+        self._metrics, self._table, self._alarms = metrics, table, alarms
         self._evaluate, self._eval_every = evaluate, eval_every
         self._save_s, self._max_steps = 60 * save_minutes, max_steps
         self._saved = self._step_started = time.monotonic()
@@ -292,7 +274,7 @@ class Recorder(TrainerCallback):
         if state.global_step % self._eval_every == 0 or state.global_step == self._max_steps:
             self._log_evaluation(state, model)
         due = time.monotonic() - self._saved > self._save_s
-        due, signalled = self._agreed([due, self._signals.received is not None], model)
+        due, signalled = self._agreed([due, signal_received()], model)
         control.should_save = control.should_save or due or signalled
         control.should_training_stop = control.should_training_stop or signalled
 

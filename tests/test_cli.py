@@ -206,6 +206,22 @@ def test_a_signal_ends_a_script_with_128_and_its_number_after_what_must_be_saved
     assert done.stderr == f"\ninterrupted by {name}; run the same command again\n"
 
 
+def test_a_signal_whose_exception_is_lost_ends_the_next_loop():
+    # what is raised inside a __del__ is only printed
+    lines = ["class Gone:", "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM)", "Gone()"]
+    done = run_body(*lines, "from cot.utils.errors import raise_if_signalled", "raise_if_signalled()")
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.endswith("\ninterrupted by SIGTERM; run the same command again\n")
+
+
+def test_what_holds_signals_comes_to_its_end_first():
+    lines = ["from cot.utils.errors import hold_signals", "with hold_signals():"]
+    done = run_body(
+        *lines, "    os.kill(os.getpid(), signal.SIGTERM)", "    print('whole')", "print('not here')"
+    )
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "whole\n")
+
+
 def test_no_handler_of_errors_takes_a_signal_for_one():
     # a library may catch every Exception: a signal must get past it
     done = run_body("try: os.kill(os.getpid(), signal.SIGTERM)", "except Exception: pass")

@@ -1,6 +1,7 @@
 """The sweeps as documented: child processes, real signals, files read back strictly."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -162,6 +163,25 @@ def test_signals_flush_and_leave_with_their_exit_code(tiny_folder, tmp_path):
         found = read_strictly(only(folders[signum], "results_*.json"))
         assert found["status"] == "cancelled"
         assert found["summary"]["rows_done"] == len(found["results"]) >= 2
+
+
+def test_a_signal_while_a_batch_is_saved_loses_no_row_of_it(tiny_folder, tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def sync_and_ask_to_end(handle):
+        sync(handle)
+        for journal in tmp_path.rglob("journal_*.jsonl"):
+            if journal.read_bytes().count(b"\n") == 3:  # the header, the model, a batch
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(os, "fsync", sync_and_ask_to_end)
+    model = long_context(tiny_folder, tmp_path / "tiny-llama")
+    flags = [*SMALL, "--model_name", model, "--subset_size", "4", "--temperatures", "0.6"]
+    flags += ["--batch_size", "2", "--max_new_tokens", "8", "--output_dir", tmp_path]
+    code, _, stderr = run_here(run_baseline_cot.main, *flags)
+    assert code == 143, stderr
+    found = read_strictly(only(tmp_path, "results_*.json"))
+    assert (found["status"], found["summary"]["rows_done"], len(found["results"])) == ("cancelled", 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ a script with `EXIT_UNEXPECTED` and, under `--debug`, its traceback.
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 EXIT_OK = 0
 EXIT_UNEXPECTED = 1
@@ -41,19 +43,60 @@ class Interrupted(BaseException):
         self.advice = "run the same command again"
 
 
+class _Signals:
+    """What this process was asked for; there is one, as handlers belong to the process.
+
+    Attributes:
+        received: the first signal since `raise_on_signals`.
+        held: it is only noted, for now.
+    """
+
+    received: int | None = None
+    held: bool = False
+
+
 def raise_on_signals() -> None:
     """Turns SIGINT, SIGTERM and SIGHUP into `Interrupted`; a second Ctrl-C ends the process at once.
 
     SIGHUP stays ignored where `nohup` has ignored it.
     """
+    _Signals.received, _Signals.held = None, False
 
     def interrupt(signum: int, _frame) -> None:
         for other in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(other, signal.SIG_IGN)  # one request to end is enough while the results are saved
         signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_SIGNAL + signal.SIGINT))
-        raise Interrupted(signum)
+        _Signals.received = signum
+        if not _Signals.held:
+            raise Interrupted(signum)
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
             continue
         signal.signal(signum, interrupt)
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Lets its body come to its end: a signal is only noted, and is `Interrupted` after it."""
+    _Signals.held = True
+    try:
+        yield
+    finally:
+        _Signals.held = False
+    raise_if_signalled()
+
+
+def signal_received() -> bool:
+    """Whether the process was asked to end."""
+    return _Signals.received is not None
+
+
+def raise_if_signalled() -> None:
+    """For loops: an exception that a handler raises is lost where a `__del__` is running.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    if _Signals.received is not None:
+        raise Interrupted(_Signals.received)

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot.utils.cli import flags_of, this_command
-from cot.utils.errors import EXIT_OK, EXIT_SAMPLES, EXIT_UNEXPECTED, Interrupted, UserError
+from cot.utils.errors import (
+    EXIT_OK,
+    EXIT_SAMPLES,
+    EXIT_UNEXPECTED,
+    Interrupted,
+    UserError,
+    hold_signals,
+    raise_if_signalled,
+)
 from cot.utils.files import Journal, dumps, open_journal, timestamp, unfinished_headers, write_json
 from cot.utils.formats import format_of
 from cot.utils.memory_arms import PromptShape, make_prompt
@@ -125,12 +133,17 @@ class Run:
         self._write("running")
         done = len(self.rows) - len(missing)
         progress = Progress(len(self.rows), done, self.args.max_new_tokens)
+
+        def watch(tokens: int, rows: int) -> None:
+            raise_if_signalled()
+            progress.step(tokens, rows)
+
         for policy in dict.fromkeys(row.policy for row in missing):
             asked = [row for row in missing if row.policy == policy]
             engine, prompts = self.load(policy)
             requests = make_requests(asked, [prompts[row.cell] for row in asked], self.args.seed)
             start = time.monotonic()
-            for batch in engine.generate(requests, watch=progress.step):
+            for batch in engine.generate(requests, watch=watch):
                 self._keep(asked, prompts, batch, time.monotonic() - start)
                 progress.update(len(batch), self._note(policy))
                 start = time.monotonic()
@@ -202,6 +215,7 @@ class Run:
         start = time.monotonic()
         records = self.in_order()
         measure(records)
+        raise_if_signalled()
 
         failed = sum(record["error"] is not None for record in records)
         status = "success"
@@ -246,9 +260,10 @@ class Run:
             row = asked[place]
             profile = self.profiles.get(row.moment.student_id)
             records[row.key] = make_record(row, prompts[row.cell], completion, profile)
-        self._journal.append({"wall_s": wall_s, "records": records})
-        self._add(records)
-        self._generation_s += wall_s
+        with hold_signals():  # what the journal holds is counted, too
+            self._journal.append({"wall_s": wall_s, "records": records})
+            self._add(records)
+            self._generation_s += wall_s
         if time.monotonic() - self._last_write > max(REWRITE_EVERY_S, REWRITE_COST * self._write_cost_s):
             self._write("running")
 
