@@ -270,6 +270,7 @@ def run(args: argparse.Namespace) -> int:
         train_to_the_end(trainer, run_folder.checkpoint)
         if signal_received():
             run_folder.close(record, "cancelled")
+            print(f"step {trainer.state.global_step} is saved; the same command continues", file=sys.stderr)
 
     # how it ended
     step = trainer.state.global_step
