@@ -49,9 +49,13 @@ _CHECK = re.compile(
     re.IGNORECASE,
 )
 _STATED = re.compile(  # leads to a displayed formula as a statement does, and "write the answer:" does not
-    r"\b(?:is|are|was|were|be|has|have|had|equals?|makes?|gives?|gets?|costs?|needs?|total of)\b"
+    r"\b(?:is|are|was|were|be|has|have|had|equals?|makes?|gives?|gets?|costs|needs?|total of)\b"
     r"[^.\n]{0,30}\Z",
     re.IGNORECASE,
+)
+_TERM = r"(?<![\d.,/$(])[$(]*+\d[\d.,/%]*+\)?"
+_EQUATION = re.compile(  # in a sentence, however it is spaced: 68 - 8 = 60, 3 pizzas * 12 slices each = 36
+    rf"(?:{_TERM}(?: [a-z/]++){{0,2}}+\s*+[-+*/×÷=]\s*+)+{_TERM}"
 )
 _NUMBER = re.compile(r"[0-9]++(?:,[0-9]{3})*+(?:\.[0-9]++)?(?:/[0-9]++)?")
 
@@ -72,9 +76,9 @@ def numbered_steps(text: str) -> bool:
 
 
 def short_sentences(text: str) -> bool:
-    """At least two sentences, each of at most 12 words by white space, with an equation or two words, closed
-    by ".", "!" or a displayed formula, which is one word; no question, no numbered line; at least half begin
-    with a letter, as equations do not."""
+    """At least two sentences, each of at most 12 words by white space (an equation is one, however it is
+    spaced), with an equation or two words, closed by ".", "!" or a displayed formula; no question, no
+    numbered line; at least half begin with a letter, as equations do not."""
     lines = _body(text)
     plain = not any(line.number is not None for line in lines)
     found = sentences(lines)
@@ -169,8 +173,9 @@ def at_most_60_words(text: str) -> bool:
 
 def full_sentence_answer(text: str) -> bool:
     """The last sentence ends in ".", or in "is:" and the like with a displayed formula, has four words or
-    more, three of them alphabetic, and holds the final number. A "Check:" line does not count, nor what only
-    leads to the answer line."""
+    more, three of them alphabetic, and holds the final number, after a colon only where a statement leads to
+    it ("find the cost: 5*2=10." is none). A "Check:" line does not count, nor what only leads to the answer
+    line."""
     lines = [line for line in _body(text) if not _CHECK.match(line.text)]
     found = sentences(lines)
     if found and found[-1].endswith(":") and has_answer_line(text):
@@ -181,7 +186,9 @@ def full_sentence_answer(text: str) -> bool:
     is_statement = _STATED.search(sentence.removesuffix(formula)) is not None if formula else False
     complete = len(sentence.split()) >= 4 and len(distinct_words(sentence)) >= 3
     is_closed = sentence.endswith(".") or is_statement
-    return is_closed and complete and _final_number(text) in _numbers(sentence)
+    final, (head, colon, _) = _final_number(text), sentence.partition(":")
+    is_told = not colon or final in _numbers(head) or _STATED.search(head) is not None
+    return is_closed and is_told and complete and final in _numbers(sentence)
 
 
 def reason_with_because(text: str) -> bool:
@@ -291,8 +298,10 @@ def _joined(lines: Sequence[Line]) -> str:
 
 
 def _count_words(sentence: str, formulas: Collection[str]) -> int:
-    """Words by white space; a displayed formula at the end is one."""
-    return len(sentence.split()) - sum(len(f.split()) - 1 for f in formulas if sentence.endswith(f))
+    """Words by white space; an equation is one, and so is a displayed formula at the end."""
+    formula = next((formula for formula in formulas if sentence.endswith(formula)), "")
+    words = _EQUATION.sub("=", sentence.removesuffix(formula)).split()
+    return len(words) + bool(formula)
 
 
 def _is_closed(sentence: str, formulas: Collection[str]) -> bool:
