@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--formats", nargs="+", default=list(FORMATS), choices=FORMATS, help="with the chat template, or not")
     add("--num_questions", type=number(int, 1), default=32, help="the first N")
     add("--max_new_tokens", type=number(int, 1), default=384, help="cut an answer at N tokens")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="number format of new answers")
     add("--output", type=Path, default=Path("bench_prompts.jsonl"), help="answers, a cell a line")
     return parser
 
@@ -77,7 +78,7 @@ def describe(cell: dict, golds: list[str]) -> str:
     counts = [sum(s.correct for s in scores), sum(s.strict_correct for s in scores), marked]
     counts.append(sum(answer["truncated"] for answer in answers))
     tokens = sum(answer["tokens"] for answer in answers) / len(answers)
-    names = f"| {cell['model']} | {cell['format']} | {cell['wording']} "
+    names = f"| {cell['model']} | {cell['dtype']} | {cell['format']} | {cell['wording']} "
     return names + "".join(f"| {count} " for count in counts) + f"| {tokens:.0f} |"
 
 
@@ -102,17 +103,18 @@ def main(argv: list[str] | None = None) -> int:
                 key = (Path(name).stem, form, wording, WORDINGS[wording], *asked)
                 if key in cells:
                     continue
-                loaded = loaded or load_model(name, "cpu", "float32")
+                loaded = loaded or load_model(name, "cpu", arguments.dtype)
                 start = time.monotonic()
                 answers = answer_cell(*loaded, questions, WORDINGS[wording], form, arguments.max_new_tokens)
-                cell = {"key": list(key), "model": key[0], "format": form, "wording": wording}
+                cell = {"key": list(key), "model": key[0], "dtype": arguments.dtype, "format": form}
+                cell["wording"] = wording
                 cells[key] = cell | {"seconds": time.monotonic() - start, "answers": answers}
                 append_json_lines(arguments.output, [cells[key]])
                 print(describe(cells[key], golds), flush=True)
 
     print(f"\n{len(questions)} questions of {arguments.questions}, {arguments.max_new_tokens} new tokens\n")
-    print("| model | format | wording | right | right (strict) | marked | cut off | mean tokens |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| model | dtype | format | wording | right | right (strict) | marked | cut off | mean tokens |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for cell in cells.values():
         print(describe(cell, golds))
     return 0
