@@ -70,21 +70,21 @@ PROSE = {
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_check_says_of_real_texts_what_a_reader_says(name):
-    """Agreement with labels by hand on answers of Qwen2.5-Coder 0.5B to GSM8K training questions.
+    """Agreement with labels by hand on 401 answers of Qwen2.5-Coder 0.5B and 1.5B to GSM8K train questions.
 
-    The checks were made with the first 32 in view, and mended after the next 32. The last 32 were labelled
-    before a check had read them and changed none: agreement .88 for numbered steps (a plan whose work is done
-    in prose or code), .94 for one step per line, .97 or more for the others.
-    A text that explains nothing or loops is labelled false throughout; a numbered list is no prose in short
-    sentences. Open: the texts were written without an instruction of style, so that hints, guiding questions,
-    checks and short sentences never occur in them. For these it is measured alone that the check finds none,
-    and for "no hint" hardly more than the contrary. Texts written under each instruction are missing.
+    Three sets (`set` in the file): 96 texts `without` an instruction of style, with which the checks were
+    made; 165 under one, `read first`: labelled before a check had read them, after which two faults were
+    mended; 140 `held out`, on which nothing was mended but a leading "Because" (.96 before). A text that
+    explains nothing or loops is labelled false throughout; a hint that belongs to another problem is none.
     """
     rows = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
-    pairs = [(CHECKS[name](row["text"]), row["labels"][name]) for row in rows]
-    agreement = sum(found == label for found, label in pairs) / len(pairs)
-    print(f"{name}: {agreement:.2f} of n = {len(pairs)}, {sum(label for _, label in pairs)} labelled true")
-    assert agreement >= 0.9
+    for part in (rows, [row for row in rows if row["set"] == "held out"]):
+        pairs = [(CHECKS[name](row["text"]), row["labels"][name]) for row in part]
+        agreement = sum(found == label for found, label in pairs) / len(pairs)
+        print(
+            f"{name}: {agreement:.2f} of n = {len(pairs)}, {sum(label for _, label in pairs)} labelled true"
+        )
+        assert agreement >= 0.9
 
 
 @pytest.mark.parametrize("style", EXPLANATION_STYLES)

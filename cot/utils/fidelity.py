@@ -192,16 +192,16 @@ def full_sentence_answer(text: str) -> bool:
 
 
 def reason_with_because(text: str) -> bool:
-    """A sentence, no question, with "because" between a statement (three words or an equation) and a reason
-    of at least three different words."""
+    """A sentence, no question, with one "because", a statement (three words or an equation) and a reason of
+    at least three different words: "A because B.", or "Because B, A."."""
     for sentence in sentences(_checked_lines(text)):
         parts = re.split(r"\bbecause\b", sentence, flags=re.IGNORECASE)
-        if (
-            len(parts) == 2
-            and not sentence.endswith("?")
-            and has_content(parts[0])
-            and len(distinct_words(parts[1])) >= 3
-        ):
+        if len(parts) != 2 or sentence.endswith("?"):
+            continue
+        statement, reason = parts
+        if not statement.strip():
+            reason, _, statement = reason.partition(", ")
+        if has_content(statement) and len(distinct_words(reason)) >= 3:
             return True
     return False
 
