@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cot.utils.cli import REPO_ROOT
@@ -40,6 +40,7 @@ VALUES = st.recursive(
 # ---- strict JSON
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_anything_becomes_strict_json(value):
     text = dumps(value)
@@ -69,6 +70,15 @@ def test_jq_reads_what_is_written(tmp_path):
         ["jq", "-e", ".text, .nan == null"], stdin=path.open(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_whoever_reads_sees_the_old_content_or_the_new(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with path.open() as reader:
+        write_json(path, {"a": 2})
+        assert json.load(reader) == {"a": 1}
+    assert json.loads(path.read_text()) == {"a": 2}
 
 
 def test_a_failed_write_leaves_the_previous_file(tmp_path):
