@@ -72,8 +72,8 @@ def test_a_bad_flag_is_one_line_and_exit_2(flags, capsys):
 
 
 def test_flags_parse_to_values():
-    args = make_parser().parse_args(["--temperatures", "0", "0.6", "--batch_size", "auto", "--seed", "3"])
-    assert args.temperatures == [0.0, 0.6]
+    args = make_parser().parse_args(["--temperatures", "-0.0", "0.6", "--batch_size", "auto", "--seed", "3"])
+    assert str(args.temperatures) == "[0.0, 0.6]"  # no -0.0, which would name another file
     assert args.batch_size is None
     assert args.seed == 3
     assert (args.top_k, args.min_similarity, args.memory_tokens, args.memory_half_life) == (2, 0.2, 256, None)
