@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -51,11 +50,11 @@ def make_parser():
         ["--temperatures", "0.6", "0.60"],
         ["--temperatures", "0", "-0.0"],
         ["--temperatures"],
-        ["--subset_size", "0"],
         ["--subset_size", "2.5"],
         ["--batch_size", "0"],
         ["--fail_on_error", "1.5"],
         ["--dtype", "int8"],
+        ["--chat_template_kwargs", "[1]"],
         ["--students", "S001", "S001"],
         ["--min_similarity", "1.1"],
         ["--memory_half_life", "0"],
@@ -69,23 +68,16 @@ def test_a_bad_flag_is_one_line_and_exit_2(flags, capsys):
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith("script: ")
+    assert error.startswith("script: ") and flags[0] in error
 
 
 def test_flags_parse_to_values():
-    args = make_parser().parse_args(["--temperatures", "0", "0.6", "--batch_size", "auto", "--seed", "3"])
-    assert args.temperatures == [0.0, 0.6]
+    args = make_parser().parse_args(["--temperatures", "-0.0", "0.6", "--batch_size", "auto", "--seed", "3"])
+    assert str(args.temperatures) == "[0.0, 0.6]"  # no -0.0, which would name another file
     assert args.batch_size is None
     assert args.seed == 3
     assert (args.top_k, args.min_similarity, args.memory_tokens, args.memory_half_life) == (2, 0.2, 256, None)
     assert make_parser().parse_args(["--batch_size", "7"]).batch_size == 7
-
-
-def test_a_script_may_set_defaults_of_its_own():
-    parser = make_parser()
-    parser.set_defaults(temperatures=[0.7], students=["all"])
-    args = parser.parse_args([])
-    assert (args.temperatures, args.students) == ([0.7], ["all"])
 
 
 def test_the_record_of_the_flags_is_json_and_without_debug():
@@ -96,15 +88,18 @@ def test_the_record_of_the_flags_is_json_and_without_debug():
 
 def test_help_names_a_default_and_both_values_where_the_machine_decides():
     text = " ".join(make_parser().format_help().split())
-    assert "cut an answer at N tokens (default: 256)" in text
+    assert "cut a prompt's memory at N tokens (default: 256)" in text
     assert "auto is Qwen/Qwen-7B on a CUDA GPU and the bundled SmolLM2-135M-Instruct elsewhere" in text
     assert "(default: None)" not in text and "(default: False)" not in text
 
 
 def test_a_number_has_bounds():
-    assert number(int, 1, 3)("3") == 3
-    with pytest.raises(argparse.ArgumentTypeError, match="'4': expected int of at least 1 and at most 3"):
-        number(int, 1, 3)("4")
+    assert [number(int, 1, 3)(bound) for bound in "13"] == [1, 3]
+    for text in ("0", "4", "2.0", "nan"):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=f"'{text}': expected int of at least 1 and at most 3"
+        ):
+            number(int, 1, 3)(text)
 
 
 def test_an_output_folder_is_created_or_refused(tmp_path):
@@ -125,21 +120,20 @@ def run_python(code):
     return subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_imports_nothing_heavy(script):
-    start = time.monotonic()
-    done = run_python(
+def test_no_scripts_help_imports_anything_heavy():
+    code = (
         "import runpy, sys\n"
-        f"sys.argv = [{script!r}, '--help']\n"
-        "try:\n"
-        f"    runpy.run_path({script!r}, run_name='__main__')\n"
-        "except SystemExit as exit_:\n"
-        "    assert exit_.code == 0\n"
-        f"assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)\n"
+        f"for script in {SCRIPTS!r}:\n"
+        "    sys.argv = [script, '--help']\n"
+        "    try:\n"
+        "        runpy.run_path(script, run_name='__main__')\n"
+        "    except SystemExit as exit_:\n"
+        "        assert exit_.code == 0\n"
+        f"    assert not {HEAVY!r} & set(sys.modules), (script, {HEAVY!r} & set(sys.modules))\n"
     )
+    done = run_python(code)
     assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
-    assert time.monotonic() - start < 10  # a bound on hanging
+    assert done.stdout.count("usage:") == len(SCRIPTS)
 
 
 def test_modules_that_scripts_import_at_once_are_light():
@@ -169,13 +163,10 @@ def run_body(*body, debug=False):
     return run_python("\n".join(lines))
 
 
-def test_a_scripts_exit_code_is_what_its_body_says():
-    assert run_body().returncode == 3
-
-
 @pytest.mark.parametrize(
     ("body", "code", "line"),
     [
+        ("pass", 3, ""),
         ("raise UserError('--flag x: expected\\ny')", 2, "error: --flag x: expected y\n"),
         ("raise UserError('too large', exit_code=1)", 1, "error: too large\n"),
         (
@@ -186,7 +177,7 @@ def test_a_scripts_exit_code_is_what_its_body_says():
         ("open('/no/such/file')", 1, "error: /no/such/file: No such file or directory\n"),
     ],
 )
-def test_an_error_is_one_line_and_its_exit_code(body, code, line):
+def test_a_script_ends_with_its_own_exit_code_or_with_one_line_and_an_errors(body, code, line):
     done = run_body(body)
     assert (done.returncode, done.stderr) == (code, line)
 
@@ -200,7 +191,10 @@ def test_debug_shows_the_traceback(body):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_a_script_with_128_and_its_number_after_what_must_be_saved(name):
-    done = run_body(f"try: os.kill(os.getpid(), signal.{name})", "finally: print('saved')")
+    # a library may catch every Exception: a signal must get past it
+    done = run_body(
+        f"try: os.kill(os.getpid(), signal.{name})", "except Exception: pass", "finally: print('saved')"
+    )
     assert done.returncode == 128 + signal.Signals[name]
     assert done.stdout == "saved\n"
     assert done.stderr == f"\ninterrupted by {name}; run the same command again\n"
@@ -215,17 +209,14 @@ def test_a_signal_whose_exception_is_lost_ends_the_next_loop():
 
 
 def test_what_holds_signals_comes_to_its_end_first():
-    lines = ["from cot.utils.errors import hold_signals", "with hold_signals():"]
     done = run_body(
-        *lines, "    os.kill(os.getpid(), signal.SIGTERM)", "    print('whole')", "print('not here')"
+        "from cot.utils.errors import hold_signals",
+        "with hold_signals():",
+        "    os.kill(os.getpid(), signal.SIGTERM)",
+        "    print('whole')",
+        "print('not here')",
     )
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "whole\n")
-
-
-def test_no_handler_of_errors_takes_a_signal_for_one():
-    # a library may catch every Exception: a signal must get past it
-    done = run_body("try: os.kill(os.getpid(), signal.SIGTERM)", "except Exception: pass")
-    assert done.returncode == 128 + signal.SIGTERM
 
 
 def test_a_second_interrupt_ends_the_process_at_once():

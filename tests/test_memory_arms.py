@@ -17,6 +17,7 @@ from cot.utils.prompts import body_tokens
 from cot.utils.questions import Question, load_questions
 from cot.utils.retrieval import load_embedder
 from cot.utils.students import END, load_profiles
+from cot.utils.textbook import load_chapters
 
 ASKED = Question("q", "Tom has 12 pears and eats 5. How many are left?", "#### 7", "subtraction", "take_away")
 HISTORIES = {
@@ -27,6 +28,9 @@ HISTORIES = {
     ],
     "S002": [past("S002", "2026-01-01", "Tom has 13 pears and eats 5. How many are left?")],
 }
+
+
+QUESTIONS = load_questions("textbook", subset_size=40).questions
 
 
 @pytest.fixture(scope="module")
@@ -51,32 +55,32 @@ def test_own_memory_is_the_students_own_and_the_most_relevant(make):
     text = "\n".join(memory.lines)
     assert "Ann has 9 pears" in text
     assert "Tom has 13 pears" not in text and "train" not in text
-    assert "take away" in text  # the consolidated memory
+    # who the student is and what it wishes, then where it stands with the skill at hand
+    assert memory.lines[2].startswith("Prefers: ") and "take away" in memory.lines[3]
     assert (memory.student_id, memory.as_of) == ("S001", END)
 
 
-def test_none_shows_nothing(make):
+def test_none_shows_nothing_and_an_unknown_arm_is_refused(make):
     arms = make()
     memory = arms.show(arms.moment("S001", ASKED), "none")
     assert (memory.lines, memory.student_id, memory.as_of) == ((), None, None)
+    with pytest.raises(ValueError, match="unknown arm 'mine'"):
+        arms.show(arms.moment("S001", ASKED), "mine")
 
 
 def test_shuffled_shows_another_students_memory_and_never_the_own(make):
-    arms = make()
-    for question in load_questions("textbook", subset_size=40).questions:
+    arms, donors = make(), []
+    for question in QUESTIONS:
         moment = arms.moment("S001", question)
         memory = arms.show(moment, "shuffled")
         assert memory.student_id == arms.donor(moment) != "S001"
         assert memory.lines[0].startswith(f"Student {memory.student_id},")
         assert not any("S001" in line for line in memory.lines)
-
-
-def test_donors_are_seeded_and_all_others_serve(make):
-    questions = load_questions("textbook", subset_size=40).questions
-    donors = [make().donor(Moment(question, "S001")) for question in questions]
-    assert len(set(donors)) == 7
-    assert donors == [make().donor(Moment(question, "S001")) for question in questions]
-    assert donors != [make(seed=1).donor(Moment(question, "S001")) for question in questions]
+        donors.append(memory.student_id)
+    assert len(set(donors)) == 7  # every other student
+    # drawn by the seed
+    assert donors == [make().donor(Moment(question, "S001")) for question in QUESTIONS]
+    assert donors != [make(seed=1).donor(Moment(question, "S001")) for question in QUESTIONS]
 
 
 def test_random_text_is_as_long_as_the_own_memory_and_not_as_the_budget(make, tiny_llama):
@@ -91,8 +95,22 @@ def test_random_text_is_as_long_as_the_own_memory_and_not_as_the_budget(make, ti
 def test_random_text_is_seeded_and_leaves_out_the_chapter_asked():
     lines = random_lines(0, ASKED, "S001")
     assert lines == random_lines(0, ASKED, "S001") != random_lines(1, ASKED, "S001")
-    other = Question("q", "?", "#### 1", "speed")
-    assert set(lines) != set(random_lines(0, other, "S001"))
+    explanations = {chapter.id: chapter.explanation for chapter in load_chapters()}
+    assert not any(line in explanations["subtraction"] for line in lines)
+    assert all(
+        any(line in explanations[chapter] for line in lines)
+        for chapter in set(explanations) - {"subtraction"}
+    )
+
+
+def test_what_was_learned_is_forgotten_where_a_half_life_is_given(make):
+    then, later = "2026-01-04T09:00:00Z", "2030-01-01T00:00:00Z"
+    kept, faded = make(), make(half_life_days=10.0)
+    assert kept.mastery("S001", later) == kept.mastery("S001", then)
+    assert faded.mastery("S001", later)["take_away"] == pytest.approx(0.3)  # of a student nothing is known of
+    shown = [arms.show(arms.moment("S001", ASKED, as_of=later), "own").lines[3] for arms in (kept, faded)]
+    # .3 > .692683 > .623415/.684878 + .089744 * .1 = .919231 after two right answers; forgotten, .3 again
+    assert "(0.92 after 2" in shown[0] and "(0.30 after 2" in shown[1]
 
 
 def test_nothing_after_the_moment_is_shown(make):
@@ -101,22 +119,21 @@ def test_nothing_after_the_moment_is_shown(make):
     assert len(memory.retrieved) == 1
     assert "speed" not in "\n".join(memory.lines)
     # the very moment of an exercise does not know it yet
-    memory = arms.show(arms.moment("S001", ASKED, as_of="2026-01-01T09:00:00Z"), "own")
+    first = arms.moment("S001", ASKED, as_of="2026-01-01T09:00:00Z")
+    memory = arms.show(first, "own")
     assert memory.retrieved == () and "take away" not in "\n".join(memory.lines)
-    assert arms.moment("S001", ASKED, as_of="2026-01-01T09:00:00Z").skill_mastery is None
+    assert first.skill_mastery is None
 
 
-def test_a_question_does_not_answer_itself(make):
-    arms = make(top_k=3)
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [({"top_k": 3}, 2), ({"top_k": 1}, 1), ({"top_k": 0}, 0), ({"min_similarity": 0.999}, 0)],
+)
+def test_past_exercises_are_similar_at_most_top_k_and_never_the_question_itself(make, options, shown):
+    arms = make(**options)
     memory = arms.show(arms.moment("S001", ASKED), "own")
+    assert len(memory.retrieved) == shown == sum("Past exercise" in line for line in memory.lines)
     assert not any(ASKED.question in line for line in memory.lines)
-    assert len(memory.retrieved) == 2
-
-
-def test_no_past_exercise_without_top_k_or_below_the_similarity(make):
-    for changes in ({"top_k": 0}, {"min_similarity": 0.999}):
-        arms = make(**changes)
-        assert arms.show(arms.moment("S001", ASKED), "own").retrieved == ()
 
 
 def test_time_shuffled_shows_another_moment_of_the_same_student(make):
@@ -132,26 +149,14 @@ def test_time_shuffled_shows_another_moment_of_the_same_student(make):
 
 def test_a_student_with_one_moment_is_never_shown_the_future(make):
     arms = make()
-    moment = arms.moment("S001", ASKED, as_of="2026-01-02T00:00:00Z")
-    arms.shift_times([moment])
-    assert not arms.can_show(moment, "time_shuffled")
-    assert arms.can_show(moment, "own")
+    one = arms.moment("S001", ASKED, as_of="2026-01-02T00:00:00Z")
+    without_a_time = cross(["S002"], QUESTIONS[:3], arms)
+    assert [moment.number for moment in without_a_time] == [0, 1, 2]
+    arms.shift_times([one, *without_a_time])
+    assert not any(arms.can_show(moment, "time_shuffled") for moment in [one, *without_a_time])
+    assert arms.can_show(one, "own")
     with pytest.raises(KeyError):
-        arms.show(moment, "time_shuffled")
-
-
-def test_moments_without_a_time_have_no_other_one(make):
-    arms = make()
-    moments = cross(["S001"], load_questions("textbook", subset_size=3).questions, arms)
-    arms.shift_times(moments)
-    assert [moment.number for moment in moments] == [0, 1, 2]
-    assert not any(arms.can_show(moment, "time_shuffled") for moment in moments)
-
-
-def test_an_unknown_arm_is_refused(make):
-    arms = make()
-    with pytest.raises(ValueError, match="unknown arm 'mine'"):
-        arms.show(arms.moment("S001", ASKED), "mine")
+        arms.show(one, "time_shuffled")
 
 
 def test_lines_are_shuffled_after_the_budget_was_applied(make, tiny_llama):

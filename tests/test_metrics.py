@@ -45,17 +45,18 @@ class LetterEmbedder:
         return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
-def test_uniform_tokens_have_the_vocabulary_size_as_perplexity():
-    mean_nll, value = perplexity([-math.log(50)] * 7)
-    assert mean_nll == pytest.approx(math.log(50))
-    assert value == pytest.approx(50)
-
-
-def test_perplexity_is_the_geometric_mean_of_inverse_probabilities():
-    # probabilities 1/2, 1/4, 1/8: (2 * 4 * 8) ** (1/3) = 4
-    assert perplexity([math.log(1 / 2), math.log(1 / 4), math.log(1 / 8)])[1] == pytest.approx(4)
-    assert perplexity([0.0]) == (0.0, 1.0)
-    assert math.copysign(1, perplexity([0.0])[0]) == 1  # no -0.0
+@pytest.mark.parametrize(
+    ("probabilities", "value"),
+    [
+        ([1 / 50] * 7, 50),  # uniform: the vocabulary's size
+        ([1 / 2, 1 / 4, 1 / 8], 4),  # (2 * 4 * 8) ** (1/3)
+        ([1.0], 1),
+    ],
+)
+def test_perplexity_is_the_geometric_mean_of_inverse_probabilities(probabilities, value):
+    mean_nll, found = perplexity([math.log(probability) for probability in probabilities])
+    assert (mean_nll, found) == (pytest.approx(math.log(value)), pytest.approx(value))
+    assert math.copysign(1, mean_nll) == 1  # no -0.0
 
 
 def test_perplexity_that_does_not_exist_is_none():
@@ -67,28 +68,16 @@ def test_perplexity_that_does_not_exist_is_none():
 
 def test_similarity_by_hand_with_each_distinct_text_encoded_once():
     embedder = LetterEmbedder()
-    texts = ["a", "ab", "a", "", "c", "bb"]
-    golds = ["a", "a", "b <<aaaa>>", "a", " ", "bb"]
-    result = semantic_similarity(texts, golds, embedder)
+    texts = ["a", "ab", "a", "", "c", "bb", "a"]
+    golds = ["a", "a", "b <<aaaa>>", "a", " ", "bb", "<<a>>"]
     # a·a = 1; ab·a = 1/sqrt(2); a·b = 0, the annotation's letters gone; empty sides have none; bb·bb = 1
-    assert result == [
-        pytest.approx(1.0),
-        pytest.approx(2**-0.5),
-        pytest.approx(0.0),
-        None,
-        None,
-        pytest.approx(1),
-    ]
+    one, half, none = pytest.approx(1), pytest.approx(2**-0.5), pytest.approx(0)
+    result = semantic_similarity(texts, golds, embedder)
+    assert result == [one, half, none, None, None, one, None]
+    assert {type(value) for value in result} == {float, type(None)}
     assert embedder.calls == [["a", "ab", "b", "bb"]]
-    assert all(value is None or -1.0 <= value <= 1.0 for value in result)
-    assert all(value is None or type(value) is float for value in result)
-
-
-def test_similarity_without_anything_to_encode():
-    embedder = LetterEmbedder()
     assert semantic_similarity(["", "a"], ["a", "<<a>>"], embedder) == [None, None]
-    assert semantic_similarity([], [], embedder) == []
-    assert embedder.calls == []
+    assert len(embedder.calls) == 1  # nothing to encode
     with pytest.raises(ValueError, match="zip"):
         semantic_similarity(["a"], [], embedder)
 
@@ -103,32 +92,31 @@ def test_similarity_clips_rounding_and_cleans_surrogates():
     assert semantic_similarity(["a\ud800"], ["b"], Loud()) == [1.0]
 
 
-def test_steps_are_listed_lines_where_a_text_lists_them(nlp):
-    texts = [
-        "1. 14+23=37\n2. 37-5=32\n#### 32",
-        "We add:\n- 3 eggs\n- 4 eggs\n* 5 eggs\nThat is all of the 12.",
-        "Step 1: add 3 and 4.\nStep 2: take 5 away. Then 2 are left.",
-        "**1.** 3+4=7\n\n**2.** 7+1=8\n**3.** 8+1=9",
-        "#### 1. Add.\n3+4=7\n#### 2. Take 5 away.\n7-5=2\n#### 2",  # these head sections
-    ]
-    assert count_steps(texts, nlp) == [2, 3, 2, 3, 2]
-
-
-def test_steps_are_numeric_sentences_elsewhere(nlp):
-    texts = [
-        "14+23=37\n37-5=32\n#### 32",  # two lines
-        "She uses 3 + 4 = 7 eggs. That is a lot. She sells the other nine eggs.\n#### 18",  # first, third
-        "1. 14+23=37\n#### 37",  # one numbered line is no list
-        "She thinks about it.\n#### 4",
-        "",
-        "#### 4",
-    ]
-    assert count_steps(texts, nlp) == [2, 2, 1, 0, 0, 0]
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        # listed lines, where a text lists them
+        ("1. 14+23=37\n2. 37-5=32\n#### 32", 2),
+        ("We add:\n- 3 eggs\n- 4 eggs\n* 5 eggs\nThat is all of the 12.", 3),
+        ("Step 1: add 3 and 4.\nStep 2: take 5 away. Then 2 are left.", 2),
+        ("**1.** 3+4=7\n\n**2.** 7+1=8\n**3.** 8+1=9", 3),
+        ("#### 1. Add.\n3+4=7\n#### 2. Take 5 away.\n7-5=2\n#### 2", 2),  # these head sections
+        # elsewhere sentences with a number
+        ("14+23=37\n37-5=32\n#### 32", 2),  # two lines
+        ("She uses 3 + 4 = 7 eggs. That is a lot. She sells the other nine eggs.\n#### 18", 2),
+        ("1. 14+23=37\n#### 37", 1),  # one numbered line is no list
+        ("She thinks about it.\n#### 4", 0),
+        ("", 0),
+        ("#### 4", 0),
+    ],
+)
+def test_steps_are_listed_lines_else_numeric_sentences(nlp, text, steps):
+    assert count_steps([text], nlp) == [steps]
 
 
 def test_steps_do_not_depend_on_the_batch(nlp):
-    texts = ["She has 3 eggs. He has 4 eggs.", "1. 3+4=7\n2. 7+1=8", "None at all."]
-    assert count_steps(texts, nlp) == [count_steps([text], nlp)[0] for text in texts]
+    texts = ["She has 3 eggs. He has 4 eggs.", "1. 3+4=7\n2. 7+1=8", "None at all.", "He has 4 eggs."]
+    assert count_steps(texts, nlp) == [2, 2, 0, 1]
     assert count_steps([], nlp) == []
 
 
@@ -153,21 +141,20 @@ def test_entity_overlap_is_the_share_of_the_gold_entities(nlp):
     assert entity_overlap([], [], nlp) == []
 
 
-def test_odd_and_endless_texts_do_not_crash(nlp):
-    texts = ["\ud800 3 eggs \udfff.", "3 eggs. " * 12_500, "\x00", "9" * 100_000]
-    assert count_steps(texts, nlp)[0] == 1
-    assert count_steps(texts[1:2], nlp) == [10_000 // 8]  # "3 eggs. " has 8 characters
-    assert len(entity_overlap(texts, texts, nlp)) == 4
+def test_of_an_endless_text_the_first_10_000_characters_are_measured(nlp):
+    endless = "3 eggs. " * 12_500
+    assert count_steps([endless, "9" * 100_000], nlp) == [10_000 // 8, 1]  # "3 eggs. " has 8 characters
+    assert entity_overlap(["x" * 10_000 + " Paris"], ["She is in Paris."], nlp) == [0.0]
 
 
 @given(st.lists(ANY_TEXT, max_size=3))
 @settings(max_examples=25, deadline=None)
 def test_any_text_is_measured_without_an_exception(nlp, texts):
-    assert all(steps >= 0 for steps in count_steps(texts, nlp))
+    texts = ["\ud800 3 eggs \udfff.", *texts]
+    assert count_steps(texts, nlp)[0] == 1
     assert all(share is None or 0 <= share <= 1 for share in entity_overlap(texts, texts[::-1], nlp))
-    assert all(
-        -1 <= value <= 1 for value in semantic_similarity(texts, texts, LetterEmbedder()) if value is not None
-    )
+    similarities = semantic_similarity(texts, texts, LetterEmbedder())
+    assert all(value is None or -1 <= value <= 1 for value in similarities)
     for text in texts:
         counts = equation_counts(text)
         assert counts["distinct_valid_equations"] <= counts["valid_equations"] <= counts["equations"]
@@ -183,6 +170,7 @@ def test_only_the_needed_components_are_loaded(nlp):
     assert sorted(nlp.pipe_names) == ["ner", "senter"]
 
 
+SKILLS = ["groups_then_change", "equal_groups", "take_away"]  # the first only combines others
 BOTH = "Multiplying gives 3*8=24.\nThen subtracting gives 24-5=19.\n#### 19"
 
 
@@ -230,27 +218,23 @@ def test_only_a_valid_equation_in_words_explains_an_operation(text, found):
     assert explained_operations(text) == found
 
 
-def test_coverage_and_over_explaining_by_hand():
-    skills = ["groups_then_change", "equal_groups", "take_away"]
-    # needed *, explained * and -: recall 1/1, precision 1/2
-    assert prerequisite_coverage(BOTH, skills, ["equal_groups"]) == {
-        "prerequisite_coverage": 1.0,
-        "over_explaining": 0.5,
-    }
-    # needed * and -: recall 2/2, precision 2/2
-    assert prerequisite_coverage(BOTH, skills, skills)["over_explaining"] == 0.0
-    half = "Multiplying gives 3*8=24.\n24-5=19"
-    assert prerequisite_coverage(half, skills, skills) == {
-        "prerequisite_coverage": 0.5,
-        "over_explaining": 0.0,
-    }
-    # nothing is unmastered: no recall; what is explained is all superfluous
-    assert prerequisite_coverage(BOTH, skills, []) == {"prerequisite_coverage": None, "over_explaining": 1.0}
-    assert prerequisite_coverage("3*8=24", skills, skills) == {
-        "prerequisite_coverage": 0.0,
-        "over_explaining": None,
-    }
-    assert set(prerequisite_coverage(BOTH, [], []).values()) == {None}  # a data set without tags
+@pytest.mark.parametrize(
+    ("text", "unmastered", "coverage", "over_explaining"),
+    [
+        (BOTH, ["equal_groups"], 1.0, 0.5),  # needed *, explained * and -: recall 1/1, precision 1/2
+        (BOTH, SKILLS, 1.0, 0.0),  # needed * and -: recall 2/2, precision 2/2
+        ("Multiplying gives 3*8=24.\n24-5=19", SKILLS, 0.5, 0.0),  # explained *
+        (BOTH, [], None, 1.0),  # nothing is unmastered: no recall; what is explained is all superfluous
+        ("3*8=24", SKILLS, 0.0, None),  # nothing is explained
+    ],
+)
+def test_coverage_and_over_explaining_by_hand(text, unmastered, coverage, over_explaining):
+    found = prerequisite_coverage(text, SKILLS, unmastered)
+    assert found == {"prerequisite_coverage": coverage, "over_explaining": over_explaining}
+
+
+def test_a_data_set_without_skills_has_no_coverage():
+    assert set(prerequisite_coverage(BOTH, [], []).values()) == {None}
 
 
 def test_a_skill_never_practised_is_not_mastered():

@@ -1,40 +1,29 @@
 """Simulated students: seeded, learning as their parameters say, asked nothing that an evaluation asks."""
 
-import json
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
-from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import run_here, run_script
 
-from cot.utils.cli import PROFILES_DIR, REPO_ROOT
-from cot.utils.errors import UserError
+from cot.utils.cli import PROFILES_DIR
 from cot.utils.mastery import BKTParameters, mastery_by_skill
 from cot.utils.students import MemoryLog, Profile, load_profiles
 from cot.utils.textbook import generate_exercises, load_chapters
-from rl.simulate_students import LEANING, Student, draw_parameters, simulate_history, student_grade
+from rl.simulate_students import Student, draw_parameters, main, simulate_history, student_grade
 
 CHAPTERS = load_chapters()
 PROFILES = load_profiles(PROFILES_DIR)
 FIXED = BKTParameters(p_init=0.3, p_transit=0.15, p_slip=0.1, p_guess=0.2)
 
 
-def profile(grade_level="4th grade", strengths=(), challenges=(), student_id="S1") -> Profile:
-    return Profile(
-        student_id=student_id,
-        grade_level=grade_level,
-        strengths=list(strengths),
-        challenges=list(challenges),
-        learning_preferences=[],
-        explanation_style="numbered_steps",
-    )
+def profile(grade_level="4th grade", **changes) -> Profile:
+    fields = {"student_id": "S1", "grade_level": grade_level, "strengths": [], "challenges": []}
+    fields |= {"learning_preferences": [], "explanation_style": "numbered_steps"}
+    return Profile(**fields | changes)
 
 
 def exercise(number: int, skill="unit", chapter="addition"):
@@ -65,81 +54,74 @@ def test_a_history_is_a_walk_through_the_chapters_up_to_one_grade_above(student_
     assert any(item.what_helped for item in history)
 
 
-@pytest.mark.slow
 def test_no_exercise_of_a_memory_is_in_an_evaluation():
-    remembered = {
-        item.question
-        for seed in range(5)
-        for student in PROFILES.values()
-        for item in simulate_history(student, CHAPTERS, seed)
-    }
     log = MemoryLog(PROFILES_DIR / "memory")
-    remembered |= {item.question for student_id in log.students() for item in log.read(student_id)}
-    asked = {
-        drawn.question
-        for chapter in CHAPTERS
-        for wording in ("usual", "novel")
-        for seed in range(20)
-        for drawn in generate_exercises(chapter, "test", 30, seed, wording)
-    }
-    assert len(remembered) > 3000
-    assert len(asked) > 5000
+    remembered = {item.question for student_id in log.students() for item in log.read(student_id)}
+    trained, asked = (
+        {
+            exercise.question
+            for chapter in CHAPTERS
+            for wording in ("usual", "novel")
+            for seed in range(5)
+            for exercise in generate_exercises(chapter, split, 30, seed, wording)
+        }
+        for split in ("train", "test")
+    )
     assert not remembered & asked
+    assert remembered & trained  # so that the two could meet
+
+
+# --- the script ------------------------------------------------------------------------------------------
 
 
 def test_the_bundled_logs_are_what_the_documented_command_writes(tmp_path):
     for path in PROFILES_DIR.glob("*.json"):
         shutil.copy(path, tmp_path)
-    command = [sys.executable, "rl/simulate_students.py", "--seed", "0", "--profiles_dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True, check=True)
-    assert len(done.stdout.splitlines()) == len(PROFILES)
+    done = run_script("rl/simulate_students.py", "--seed", 0, "--profiles_dir", tmp_path, cwd="/")
+    assert (done.returncode, len(done.stdout_text.splitlines())) == (0, len(PROFILES))
     for student_id in PROFILES:
         bundled = (PROFILES_DIR / "memory" / f"{student_id}.jsonl").read_bytes()
         assert (tmp_path / "memory" / f"{student_id}.jsonl").read_bytes() == bundled
         assert 60 <= len(bundled.splitlines()) <= 180  # 4 to 12 chapters of 15
 
 
-# --- the script ------------------------------------------------------------------------------------------
+def test_existing_logs_are_kept_unless_told(tmp_path):
+    (tmp_path / "S1.json").write_text(profile().model_dump_json())
+    path = tmp_path / "memory" / "S1.jsonl"
 
+    def simulate(*flags):
+        return run_here(main, "--profiles_dir", tmp_path, "--interactions_per_chapter", 2, *flags)
 
-def run_script(*flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(REPO_ROOT / "rl" / "simulate_students.py"), *flags]
-    return subprocess.run(command, cwd="/", capture_output=True, text=True)
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    (tmp_path / "S9.json").write_text(profile(student_id="S9").model_dump_json())
-    return tmp_path
-
-
-def test_existing_logs_are_kept_unless_told(folder):
-    flags = ["--profiles_dir", str(folder), "--interactions_per_chapter", "2"]
-    assert run_script(*flags).returncode == 0
-    path = folder / "memory" / "S9.jsonl"
+    assert simulate()[0] == 0
     before = path.read_bytes()
     assert len(before.splitlines()) == 14  # 7 chapters up to grade 5, two exercises each
-    refused = run_script(*flags, "--seed", "1")
-    assert (refused.returncode, path.read_bytes()) == (2, before)
-    assert refused.stderr.count("\n") == 1 and "S9; --overwrite replaces it" in refused.stderr
-    assert run_script(*flags, "--seed", "1", "--overwrite").returncode == 0
-    assert path.read_bytes() != before
-    assert run_script(*flags, "--overwrite").returncode == 0
+
+    code, _, error = simulate("--seed", 1)
+    assert (code, path.read_bytes()) == (2, before)
+    assert error.count("\n") == 1 and "S1; --overwrite replaces it" in error
+
+    assert simulate("--seed", 1, "--overwrite")[0] == 0
+    other = path.read_bytes()
+    assert (len(other.splitlines()), other == before) == (14, False)
+    assert simulate("--overwrite")[0] == 0
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("flags", [["--seed", "-1"], ["--interactions_per_chapter", "0"], ["--over"]])
-def test_a_wrong_flag_is_one_line(flags):
-    done = run_script(*flags)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert flags[0] in done.stderr
+@pytest.mark.parametrize("flags", [["--seed", "-1"], ["--interactions_per_chapter", "0"]])
+def test_a_number_that_is_too_small_names_its_flag(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(flags)
+    assert stop.value.code == 2
+    assert flags[0] in capsys.readouterr().err
 
 
-def test_a_grade_without_a_number_names_the_profile(folder):
-    (folder / "S9.json").write_text(json.dumps(profile("fourth grade", student_id="S9").model_dump()))
-    done = run_script("--profiles_dir", str(folder))
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "profiles/S9.json: grade_level: expected such as '5th grade', got 'fourth grade'" in done.stderr
+def test_a_grade_without_a_number_names_the_profile(tmp_path):
+    (tmp_path / "S1.json").write_text(profile("fourth grade").model_dump_json())
+    code, _, error = run_here(main, "--profiles_dir", tmp_path)
+    assert code == 2
+    assert error == (
+        "error: profiles/S1.json: grade_level: expected such as '5th grade', got 'fourth grade'\n"
+    )
 
 
 # --- one student -----------------------------------------------------------------------------------------
@@ -211,7 +193,7 @@ def test_a_student_leans_to_one_misconception_of_a_chapter():
         favourite, count = errors.most_common(1)[0]
         leanings.add(favourite)
         # .7 and a third of the rest: .8 of 200 = 160, standard deviation 5.7
-        assert LEANING == 0.7 and 137 <= count <= 183
+        assert 137 <= count <= 183
         assert set(errors) <= {m.id for m in chapter("addition").misconceptions}
     assert len(leanings) == 3
 
@@ -231,44 +213,3 @@ def test_a_student_is_the_same_whichever_chapters_are_asked():
     everything = Student(PROFILES["S004"], CHAPTERS, 0)
     asked = generate_exercises(CHAPTERS[1], "train", 10, 0)
     assert [some.answer(e) for e in asked] == [everything.answer(e) for e in asked]
-
-
-# --- parameter recovery ----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not find_spec("pyBKT"), reason="pyBKT absent: pip install -r tests/requirements.txt")
-def test_pybkt_recovers_the_parameters_from_simulated_logs():
-    """400 students of 20 exercises; each parameter within 0.04, from one random start."""
-    with mock.patch("sklearn.metrics._classification._log_loss", side_effect=TypeError):
-        # pyBKT 1.4 tries every metric of scikit-learn at import and expects a TypeError from some
-        from pyBKT.fit import EM_fit
-        from pyBKT.generate import random_model_uni
-    answers = []
-    for seed in range(400):
-        student = Student(profile(), CHAPTERS, seed, FIXED)
-        answers += [student.answer(exercise(number)).correct for number in range(20)]
-    data = {
-        "data": (np.array(answers, dtype=int) + 1)[None, :],  # 1 wrong, 2 right
-        "resources": np.ones(len(answers), dtype=int),
-        "starts": np.arange(400) * 20 + 1,
-        "lengths": np.full(400, 20),
-    }
-    step = EM_fit.run
-
-    def with_scalar(*args, **kwargs):  # NumPy 2.4 no longer turns a (1, 1) array into a number by itself
-        result = step(*args, **kwargs)
-        return result | {"total_loglike": result["total_loglike"].item()}
-
-    start = random_model_uni.random_model_uni(1, 1, rand=np.random.RandomState(0))
-    with mock.patch.object(EM_fit, "run", with_scalar):
-        fitted, _ = EM_fit.EM_fit(start, data, tol=0.01, maxiter=100, parallel=False)
-    assert fitted["pi_0"][1][0] == pytest.approx(FIXED.p_init, abs=0.04)
-    assert fitted["As"][0, 1, 0] == pytest.approx(FIXED.p_transit, abs=0.04)
-    assert fitted["slips"][0] == pytest.approx(FIXED.p_slip, abs=0.04)
-    assert fitted["guesses"][0] == pytest.approx(FIXED.p_guess, abs=0.04)
-
-
-def test_the_walk_of_a_student_without_a_grade_is_refused():
-    with pytest.raises(UserError, match="grade_level"):
-        simulate_history(profile("adult"), CHAPTERS, 0)
