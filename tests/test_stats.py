@@ -61,17 +61,20 @@ def test_clusters_of_one_way_are_as_many_values_as_their_means():
     assert (cut["low"], cut["high"]) == (0.0, 0.5)
 
 
-def test_students_add_what_they_have_beyond_noise():
+@pytest.mark.parametrize("of_students", [2.0, 0.0])
+def test_students_add_what_they_have_beyond_noise(of_students):
     """Balanced questions x students by the mean squares of a two-way table (Clark 1973)."""
-    rng = np.random.default_rng(0)
-    table = rng.normal(0, 1, (6, 1)) + rng.normal(0, 2, (1, 4)) + rng.normal(0, 0.5, (6, 4))  # (Q, S)
+    rng = np.random.default_rng(1)
+    table = rng.normal(0, 1, (6, 1)) + rng.normal(0, 1, (1, 4)) * of_students + rng.normal(0, 0.5, (6, 4))
     mean, q, s = table.mean(), table.mean(axis=1), table.mean(axis=0)
-    rest = table - q[:, None] - s[None, :] + mean
+    rest = table - q[:, None] - s[None, :] + mean  # (Q, S)
     square_q, square_s = 4 * ((q - mean) ** 2).sum() / 5, 6 * ((s - mean) ** 2).sum() / 3
     noise = (rest**2).sum() / 15
-    assert square_s > noise
-    variance = (square_q + square_s - noise) / 24
-    free = (24 * variance) ** 2 / (square_q**2 / 5 + (square_s - noise) * square_s / 3)
+    assert (square_s > noise) == (of_students > 0)
+
+    added = max(0, square_s - noise)
+    variance = (square_q + added) / 24
+    free = (24 * variance) ** 2 / (square_q**2 / 5 + added * square_s / 3)
     half = scipy.stats.t.ppf(0.975, free) * math.sqrt(variance)
     found = clustered_mean(table.ravel(), crossed(6, 4))
     assert (found["low"], found["high"]) == pytest.approx((mean - half, mean + half))
