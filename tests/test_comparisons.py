@@ -16,18 +16,13 @@ from cot.utils.comparisons import (
     fit_to_students,
     track_progress,
 )
+from cot.utils.fidelity import fidelity
 from cot.utils.students import load_profiles
 
-NUMBERED = "1. 2 + 3 = 5\n2. 5 + 1 = 6\n#### 6"
-ASKING = "What do both have? They have 2 + 3 = 5. What is one more? It is 5 + 1 = 6.\n#### 6"
-
-
-class Compass:
-    """An embedder for texts that are angles in degrees."""
-
-    def encode(self, texts):
-        angles = np.radians([float(text) for text in texts]).reshape(-1)
-        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+PROFILES = load_profiles(PROFILES_DIR)
+FAILED = {"error": {"type": "x", "message": "y"}}
+OWN = {("S001", "q0"): True, ("S001", "q1"): True, ("S003", "q0"): False, ("S003", "q1"): True}
+NONE = {("S001", "q0"): True, ("S001", "q1"): False, ("S003", "q0"): True, ("S003", "q1"): False}
 
 
 def planted(arm, outcomes, policy="base", **changes):
@@ -38,25 +33,28 @@ def planted(arm, outcomes, policy="base", **changes):
     ]
 
 
-OWN = {("S001", "q0"): True, ("S001", "q1"): True, ("S003", "q0"): False, ("S003", "q1"): True}
-NONE = {("S001", "q0"): True, ("S001", "q1"): False, ("S003", "q0"): True, ("S003", "q1"): False}
+# --- pairs ------------------------------------------------------------------------------------------------
 
 
 def test_arms_are_compared_answer_by_answer():
-    records = planted("own", OWN) + planted("none", NONE)
+    records = planted("own", OWN, fidelity=1.0) + planted("none", NONE, fidelity=0.0)
     (found,) = compare_all(records, ["base"], ["own", "none"])
-    sides = ("kind", "policy", "arm", "reference_policy", "reference_arm")
-    assert [found[key] for key in sides] == ["memory", "base", "own", "base", "none"]
     assert (found["n"], found["clusters"], found["reference_right"]) == (4, 2, 2)
     assert (found["broken"], found["repaired"]) == (1, 2)  # S003/q0 broken, S001/q1 and S003/q1 repaired
     assert found["breakage"] == pytest.approx(1 / 2)  # of the two that none got right, own broke one
     assert found["repair"] == pytest.approx(2 / 2)
+
     accuracy = found["metrics"]["correct"]
     assert set(accuracy) == {"n", "mean", "low", "high", "p", "p_holm"}
     assert accuracy["mean"] == pytest.approx(3 / 4 - 2 / 4)
     # differences 0 and -1 at q0, 1 and 1 at q1: means -1/2 and 1, so 1/4 +- 12.7 * 3/4, cut at -1 and 1
     assert (accuracy["low"], accuracy["high"]) == (-1.0, 1.0)
     assert accuracy["p"] == pytest.approx(scipy.stats.ttest_1samp([-0.5, 1.0], 0).pvalue)
+
+    tests = [metric["p"] for metric in found["metrics"].values() if metric["p"] is not None]
+    # the smallest of them: 2 of 2 questions' signs, two-sided
+    assert found["metrics"]["fidelity"]["p"] == min(tests) == pytest.approx(0.5)
+    assert found["metrics"]["fidelity"]["p_holm"] == pytest.approx(min(1, 0.5 * len(tests)))
 
 
 def test_where_each_question_occurs_once_accuracy_has_the_exact_test():
@@ -83,93 +81,100 @@ def test_a_pair_that_students_share_is_one_pair():
     assert found["metrics"]["fidelity"]["n"] == 10
 
 
-def test_trained_policies_are_compared_as_each_was_prompted():
-    records = [
-        row
-        for policy in ("base", "ipo", "no_memory")
-        for arm, outcomes in (("own", OWN), ("none", NONE))
-        for row in planted(arm, outcomes, policy)
-    ]
-    found = [c for c in compare_all(records, ["base", "ipo", "no_memory"], ["own", "none"])]
-    (crossed,) = [
-        c
-        for c in found
-        if (c["policy"], c["arm"], c["reference_policy"], c["reference_arm"])
-        == ("ipo", "own", "no_memory", "none")
-    ]
-    assert crossed["kind"] == "training"
-    assert crossed["metrics"]["correct"]["mean"] == pytest.approx(3 / 4 - 2 / 4)
-
-
 def test_pairs_that_only_one_side_has_do_not_count():
     more = {**OWN, ("S004", "q9"): True}
     (found,) = compare_all(planted("own", more) + planted("none", NONE), ["base"], ["own", "none"])
     assert found["n"] == 4
-    failed = planted("none", NONE, error={"type": "x", "message": "y"})
-    (found,) = compare_all(planted("own", OWN) + failed, ["base"], ["own", "none"])
+    records = planted("own", OWN) + planted("none", NONE, **FAILED)
+    (found,) = compare_all(records, ["base"], ["own", "none"])
     assert (found["n"], found["breakage"], found["metrics"]["correct"]["p"]) == (0, None, None)
 
 
-def test_every_other_arm_is_compared_with_own_and_with_none():
-    records = [row for arm in ("own", "none", "shuffled", "random") for row in planted(arm, OWN)]
-    found = compare_all(records, ["base"], ["own", "none", "shuffled", "random"])
-    assert [(c["arm"], c["reference_arm"]) for c in found] == [
-        ("own", "none"),
-        ("own", "shuffled"),
-        ("own", "random"),
-        ("shuffled", "none"),
-        ("random", "none"),
-    ]
-
-
-def test_policies_are_compared_in_the_same_arm_and_by_what_memory_gains_more():
-    records = []
-    for policy, own, none in (("base", NONE, NONE), ("ipo", OWN, NONE)):
-        records += planted("own", own, policy) + planted("none", none, policy)
-    found = compare_all(records, ["base", "ipo"], ["own", "none"])
-    training = [c for c in found if c["kind"] == "training"]
-    assert [(c["policy"], c["arm"], c["reference_policy"]) for c in training] == [
-        ("ipo", "own", "base"),
-        ("ipo", "none", "base"),
-    ]
-    assert training[0]["metrics"]["correct"]["mean"] == pytest.approx(3 / 4 - 2 / 4)
-    (interaction,) = [c for c in found if c["kind"] == "interaction"]
-    # own - none: ipo 3/4 - 2/4, base 0
-    assert interaction["metrics"]["correct"]["mean"] == pytest.approx(1 / 4)
-
-
-def test_p_values_are_adjusted_over_the_metrics():
-    own = planted("own", OWN, fidelity=1.0) + planted("none", NONE, fidelity=0.0)
-    (found,) = compare_all(own, ["base"], ["own", "none"])
-    tested = [m for m in found["metrics"].values() if m["p"] is not None]
-    assert found["metrics"]["fidelity"]["p"] == pytest.approx(0.5)  # 2 of 2 questions' signs, two-sided
-    assert found["metrics"]["fidelity"]["p_holm"] == pytest.approx(min(1, 0.5 * len(tested)))
+@pytest.mark.parametrize(
+    ("policies", "arms", "expected"),
+    [
+        (
+            ["base"],
+            ["own", "none", "shuffled", "random"],
+            [
+                "memory: base own, base none",
+                "memory: base own, base shuffled",
+                "memory: base own, base random",
+                "memory: base shuffled, base none",
+                "memory: base random, base none",
+            ],
+        ),
+        (
+            ["base", "ipo", "no_memory"],
+            ["own", "none"],
+            [
+                "memory: base own, base none",
+                "memory: ipo own, ipo none",
+                "memory: no_memory own, no_memory none",
+                "training: ipo own, base own",
+                "training: ipo none, base none",
+                "training: no_memory own, base own",
+                "training: no_memory none, base none",
+                "training: ipo own, no_memory own",
+                "training: ipo none, no_memory none",
+                # each as it was prompted
+                "training: ipo own, no_memory none",
+                "training: no_memory own, ipo none",
+                "interaction: ipo own - none, base own - none",
+                "interaction: no_memory own - none, base own - none",
+            ],
+        ),
+    ],
+    ids=["arms", "policies"],
+)
+def test_who_is_compared_with_whom(policies, arms, expected):
+    records = [row for policy in policies for arm in arms for row in planted(arm, OWN, policy)]
+    found = compare_all(records, policies, arms)
+    template = "{kind}: {policy} {arm}, {reference_policy} {reference_arm}"
+    assert [template.format(**comparison) for comparison in found] == expected
 
 
 @pytest.mark.parametrize(
-    ("effect", "verdict"),
+    ("kind", "base_own", "gain"),
     [
-        ({"n": 50, "low": 0.01, "high": 0.3}, "yes"),
-        ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.2}, "undecided"),
-        ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "yes"),
-        ({"n": 19, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "undecided"),
-        ({"n": 400, "clusters": 9, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "undecided"),
-        ({"n": 400, "clusters": 10, "low": 0.01, "high": 0.3, "p_holm": 0.01}, "yes"),
-        ({"n": 400, "clusters": 9, "low": -0.2, "high": 0.04}, "undecided"),
-        ({"n": 50, "low": -0.2, "high": 0.04}, "no"),
-        ({"n": 50, "low": -0.2, "high": 0.06}, "undecided"),
-        ({"n": 50, "low": None, "high": None}, "undecided"),
-        (None, "undecided"),
+        ("training", NONE, 1 / 4),  # with own memory: ipo 3/4, base 2/4
+        ("interaction", NONE, 1 / 4),  # own - none: ipo 3/4 - 2/4, base 0
+        ("training", OWN, 0),
+        ("interaction", OWN, 0),  # memory gains as much in the base
     ],
 )
-def test_one_rule_decides(effect, verdict):
-    assert decide(effect) == verdict
+def test_what_training_adds_and_what_memory_gains_more(kind, base_own, gain):
+    records = []
+    for policy, own in (("base", base_own), ("ipo", OWN)):
+        records += planted("own", own, policy) + planted("none", NONE, policy)
+    first = next(c for c in compare_all(records, ["base", "ipo"], ["own", "none"]) if c["kind"] == kind)
+    assert first["metrics"]["correct"]["mean"] == pytest.approx(gain)
 
 
-def test_a_bound_moves_both_ends_of_the_rule():
-    assert decide({"n": 50, "low": 0.41, "high": 0.6}, above=0.4, below=0.4) == "yes"
-    assert decide({"n": 50, "low": 0.2, "high": 0.39}, above=0.4, below=0.4) == "no"
-    assert decide({"n": 50, "low": 0.3, "high": 0.5}, above=0.4, below=0.4) == "undecided"
+# --- verdicts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("effect", "bound", "verdict"),
+    [
+        ({"n": 50, "low": 0.01, "high": 0.3}, {}, "yes"),
+        ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.2}, {}, "undecided"),
+        ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.01}, {}, "yes"),
+        ({"n": 19, "low": 0.01, "high": 0.3, "p_holm": 0.01}, {}, "undecided"),
+        ({"n": 20, "clusters": 9, "low": 0.01, "high": 0.3}, {}, "undecided"),
+        ({"n": 20, "clusters": 10, "low": 0.01, "high": 0.3}, {}, "yes"),
+        ({"n": 20, "clusters": 9, "low": -0.2, "high": 0.04}, {}, "undecided"),
+        ({"n": 50, "low": -0.2, "high": 0.04}, {}, "no"),
+        ({"n": 50, "low": -0.2, "high": 0.06}, {}, "undecided"),
+        ({"n": 50, "low": None, "high": None}, {}, "undecided"),
+        (None, {}, "undecided"),
+        ({"n": 50, "low": 0.41, "high": 0.6}, {"above": 0.4, "below": 0.4}, "yes"),
+        ({"n": 50, "low": 0.2, "high": 0.39}, {"above": 0.4, "below": 0.4}, "no"),
+        ({"n": 50, "low": 0.3, "high": 0.5}, {"above": 0.4, "below": 0.4}, "undecided"),
+    ],
+)
+def test_one_rule_decides(effect, bound, verdict):
+    assert decide(effect, **bound) == verdict
 
 
 def test_a_verdict_over_accuracy_and_fidelity_says_yes_only_without_harm():
@@ -181,65 +186,90 @@ def test_a_verdict_over_accuracy_and_fidelity_says_yes_only_without_harm():
     assert decide_all([none, {"n": 50, "low": -0.1, "high": 0.2}]) == "undecided"
 
 
+# --- fit to the right student -----------------------------------------------------------------------------
+
+NUMBERED = "1. 2 + 3 = 5\n2. 5 + 1 = 6\n#### 6"
+ASKING = "What do both have? They have 2 + 3 = 5. What is one more? It is 5 + 1 = 6.\n#### 6"
+
+
 def test_specificity_and_identification_judge_each_text_against_each_student():
-    profiles = load_profiles(PROFILES_DIR)
-    fitting = {"S001": f"Hint: think of adding.\n{NUMBERED}", "S003": ASKING}
-    own = [planted_record("q0", student, "own", generated_text=text) for student, text in fitting.items()]
-    specificity, identification = fit_to_students(own, profiles)
-    assert specificity["n"] == 2 and specificity["mean"] > 0
+    texts = {"S001": f"Hint: think of adding.\n{NUMBERED}", "S003": ASKING}
+    own = [planted_record("q0", student, "own", generated_text=text) for student, text in texts.items()]
+    specificity, identification = fit_to_students(own, PROFILES)
+
+    gains = [
+        fidelity(texts[student], PROFILES[student]) - fidelity(texts[other], PROFILES[student])
+        for student, other in (("S001", "S003"), ("S003", "S001"))
+    ]
+    assert specificity["n"] == 2 and specificity["mean"] == pytest.approx(sum(gains) / 2) and min(gains) > 0
     assert identification == {"n": 2, "top1": 1.0, "mrr": 1.0, "chance": 0.5}
 
 
 def test_one_text_for_all_gives_exactly_chance():
-    profiles = load_profiles(PROFILES_DIR)
     same = [planted_record("q0", student, "none", generated_text=NUMBERED) for student in ("S001", "S003")]
-    specificity, identification = fit_to_students(same, profiles)
+    specificity, identification = fit_to_students(same, PROFILES)
     assert specificity["mean"] == pytest.approx(0.0)
     # S001 and S003 have two checkable wishes each of which NUMBERED meets as many: both tie at rank 1.5
     assert identification["top1"] == identification["chance"] == 0.5
+    assert identification["mrr"] == pytest.approx(1 / 1.5)
 
 
 def test_further_samples_and_failures_do_not_count_for_the_students():
-    profiles = load_profiles(PROFILES_DIR)
-    rows = [planted_record("q0", "S001", "own", sample=1)]
-    rows.append(planted_record("q0", "S003", "own", error={"type": "x", "message": "y"}))
-    specificity, identification = fit_to_students(rows, profiles)
+    rows = [planted_record("q0", "S001", "own", sample=1), planted_record("q0", "S003", "own", **FAILED)]
+    specificity, identification = fit_to_students(rows, PROFILES)
     assert specificity == {"n": 0, "mean": None, "low": None, "high": None}
     assert identification == {"n": 0, "top1": None, "mrr": None, "chance": None}
 
 
-def angles(arm, sample, by_question, **changes):
+# --- adaptation -------------------------------------------------------------------------------------------
+
+
+class Compass:
+    """An embedder for texts that are angles in degrees."""
+
+    def encode(self, texts):
+        angles = np.radians([float(text) for text in texts]).reshape(-1)
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def angles(arm, *by_sample, questions=1, **changes):
+    """Records whose texts are these angles, sample by sample, at every question."""
+    shared = {"temperature": 0.7} | changes
     return [
-        planted_record(
-            question, "S001", arm, sample=sample, generated_text=str(angle), temperature=0.7, **changes
-        )
-        for question, angle in by_question.items()
+        planted_record(f"q{number}", "S001", arm, sample=sample, generated_text=str(angle), **shared)
+        for sample, angle in enumerate(by_sample)
+        for number in range(questions)
     ]
 
 
-def test_texts_that_move_with_the_memory_are_adaptive_and_those_that_do_not_are_not():
-    questions = [f"q{number}" for number in range(40)]
-    own, again = angles("own", 0, dict.fromkeys(questions, 0)), angles("own", 1, dict.fromkeys(questions, 0))
-    moved = angles("none", 0, dict.fromkeys(questions, 57)) + angles("none", 1, dict.fromkeys(questions, 57))
-    found = adaptivity(own + again + moved, Compass())["none"]
-    assert found["n"] == 40
-    assert found["statistic"] == pytest.approx(1 - math.cos(math.radians(57)), abs=1e-5)
-    assert found["p"] == pytest.approx(1 / 2001)
-    still = [row | {"memory_arm": "none"} for row in own + again]
-    assert adaptivity(own + again + still, Compass())["none"]["statistic"] == 0.0
+@pytest.mark.parametrize(
+    ("again", "ablated", "statistic", "p"),
+    [
+        (0, 57, 1 - math.cos(math.radians(57)), 1 / 2001),
+        (0, 0, 0.0, 1.0),
+        (57, 57, 0.0, 1.0),  # as far when sampled again
+    ],
+)
+def test_texts_that_move_with_the_memory_are_adaptive_and_others_are_not(again, ablated, statistic, p):
+    records = angles("own", 0, again, questions=40) + angles("none", 0, ablated, questions=40)
+    found = adaptivity(records, Compass())["none"]
+    assert (found["n"], found["same_prompt_share"]) == (40, 1.0)
+    assert (found["statistic"], found["p"]) == pytest.approx((statistic, p), abs=1e-5)
 
 
-def test_adaptivity_needs_a_temperature_and_two_samples():
-    own, none = angles("own", 0, {"q0": 0}), angles("none", 0, {"q0": 57})
-    assert adaptivity(own + none, Compass())["none"]["n"] == 0
-    greedy = [row | {"temperature": 0.0, "sample": s} for row in own + none for s in (0, 1)]
-    assert adaptivity(greedy, Compass())["none"]["n"] == 0
+@pytest.mark.parametrize(
+    ("samples", "temperature"), [([0], 0.7), ([0, 0], 0.0)], ids=["a single sample", "greedy"]
+)
+def test_adaptivity_needs_a_temperature_and_two_samples(samples, temperature):
+    records = [row for arm in ("own", "none") for row in angles(arm, *samples, temperature=temperature)]
+    assert adaptivity(records, Compass())["none"]["n"] == 0
 
 
 def test_the_share_of_equal_prompts_is_told():
-    own, other = angles("own", 0, {"q0": 0, "q1": 0}), angles("time_shuffled", 0, {"q0": 0, "q1": 0})
+    other = angles("time_shuffled", 0, questions=2)
     other[0]["prompt"] = "another"
-    assert adaptivity(own + other, Compass())["time_shuffled"]["same_prompt_share"] == 0.5
+    found = adaptivity(angles("own", 0, questions=2) + other, Compass())
+    assert found["time_shuffled"]["same_prompt_share"] == 0.5
 
 
 def test_progress_is_tracked_where_support_falls_with_mastery():

@@ -59,6 +59,10 @@ def experiment(ipo_fidelity, ipo_right, shuffled_fidelity=0.4, seeds=SEEDS):
     return summarize(records)
 
 
+SHUFFLED = "Does shuffled_memory gain less than 5 points of fidelity over the base?"
+IDENTIFIED = "Is the student identified from IPO's texts more often than from those of the base?"
+
+
 def row_of(summary, arm, wording="usual", memory_arm="own"):
     (row,) = [
         row
@@ -128,19 +132,14 @@ def test_fewer_than_ten_templates_decide_nothing():
 
 
 def test_a_text_is_judged_against_every_student():
-    """S002 and S005 get texts in each other's style: own fit minus the other text's fit is below 0."""
-    from cot.utils.fidelity import fidelity
-
-    styles = {"S002": "1. 3 + 4 = 7\n#### 7", "S005": "What is 3 + 4? It is 7.\n#### 7"}
-    fits = {(text, who): fidelity(styles[text], PROFILES[who]) for text in styles for who in PROFILES}
-    records = answers("base", 0.5, text=styles.get)
+    """S002 wishes short sentences and no hint, S005 a check and a hint; S005 gets none of it."""
+    texts = {"S002": "First we add.\nAdding gives 3+4=7.\n#### 7", "S005": "3+4=7.\n7-3=4 shows it.\n#### 7"}
+    records = answers("base", 0.5, text=texts.get)
     add_measures(records, {"base": ("base", 0)}, PROFILES)
-    own = next(r for r in records if r["student_id"] == "S002" and r["memory_arm"] == "own")
-    assert own["specificity"] == pytest.approx(fits["S002", "S002"] - fits["S005", "S002"])
-    best = max(fits["S002", who] for who in PROFILES)
-    right = fits["S002", "S002"] == best
-    ties = sum(fits["S002", who] == best for who in PROFILES)
-    assert own["identification"] == right / ties
+    own = [r for r in records if r["wording"] == "usual" and r["memory_arm"] == "own"][:2]
+    # to S002 the texts' fits are 1 and 1/2, to S005 both 0
+    assert [(r["student_id"], r["specificity"]) for r in own] == [("S002", 0.5), ("S005", 0.0)]
+    assert [r["identification"] for r in own] == [1, 0]
     # a question that is asked for one student alone has no text for another one
     assert {r["specificity"] for r in records if r["wording"] == "novel"} == {None}
 
@@ -157,37 +156,29 @@ def test_a_difference_pairs_cells_and_takes_the_one_answer_without_memory():
     paired = {(0, "q", "S1"): 0.0, (0, "q", "S2"): 1.0}
     assert subtract(one, paired) == {(0, "q", "S1"): 1.0, (0, "q", "S2"): -1.0}
     assert subtract(one, {(0, "q", "S1"): 1.0}) == {(0, "q", "S1"): 0.0, (0, "q", "S2"): -1.0}
-    assert pool_differences(subtract(one, paired))["mean"] == 0.0
 
 
 def test_the_base_stands_beside_every_seed():
     one = {(seed, "q", "S1"): float(seed) for seed in range(3)}
-    assert subtract(one, {(NO_SEED, "q", "S1"): 1.0}) == {
-        (0, "q", "S1"): -1.0,
-        (1, "q", "S1"): 0.0,
-        (2, "q", "S1"): 1.0,
-    }
+    differences = subtract(one, {(NO_SEED, "q", "S1"): 1.0})
+    assert differences == {(0, "q", "S1"): -1.0, (1, "q", "S1"): 0.0, (2, "q", "S1"): 1.0}
     assert subtract(one, {(NO_SEED, "other", "S1"): 1.0}) == {}
 
 
-def test_a_planted_gain_beyond_every_bound_is_answered_yes():
-    found = verdicts_of(experiment(0.95, lambda number: True))
-    identified = "Is the student identified from IPO's texts more often than from those of the base?"
-    assert found.pop(identified) == "undecided"  # the planted texts are the same
-    assert set(found.values()) == {"yes"} and len(found) == 6
-
-
-def test_a_policy_that_ignores_memory_is_answered_no():
-    found = verdicts_of(experiment(0.4, half))
-    shuffled = "Does shuffled_memory gain less than 5 points of fidelity over the base?"
-    assert found.pop(shuffled) == "yes"
-    found.pop("Is the student identified from IPO's texts more often than from those of the base?")
-    assert set(found.values()) == {"no"} and len(found) == 5
-
-
-def test_a_control_that_gains_is_told():
-    found = verdicts_of(experiment(0.95, lambda number: True, shuffled_fidelity=0.5))
-    assert found["Does shuffled_memory gain less than 5 points of fidelity over the base?"] == "no"
+@pytest.mark.parametrize(
+    ("planted", "ipo", "shuffled"),
+    [
+        ((0.95, lambda number: True, 0.4), "yes", "yes"),
+        ((0.4, half, 0.4), "no", "yes"),
+        ((0.95, lambda number: True, 0.5), "yes", "no"),
+    ],
+    ids=["a gain beyond every bound", "memory is ignored", "a control gains"],
+)
+def test_planted_policies_get_their_verdicts(planted, ipo, shuffled):
+    found = verdicts_of(experiment(*planted))
+    assert found.pop(SHUFFLED) == shuffled
+    assert found.pop(IDENTIFIED) == "undecided"  # the planted texts are the same
+    assert set(found.values()) == {ipo} and len(found) == 5
 
 
 def test_only_arms_that_were_trained_are_asked_about():

@@ -1,7 +1,5 @@
 """Who meets what, when: no test exercise in training, nothing of the future in a memory, all from a seed."""
 
-import dataclasses
-
 import pytest
 
 from cot.utils.cli import PROFILES_DIR
@@ -49,22 +47,27 @@ def rows_of(arms, moments, shown, tokenizer, **changes):
 # --- training ---------------------------------------------------------------------------------------------
 
 
-def test_other_seeds_give_other_moments_and_the_same_seed_the_same(arms):
-    def draw(seed):
-        return textbook_moments(arms, CHAPTERS, "train", 20, seed)
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda arms, seed: textbook_moments(arms, CHAPTERS, "train", 20, seed),
+        lambda arms, seed: crossed_moments(arms, [Question("q", "?", "#### 1")], 40, seed),
+        lambda arms, seed: held_out_moments(arms, CHAPTERS, 6, 2, seed),
+        lambda arms, seed: draw_arms("own", [0.5, 0.3, 0.2], 50, seed),
+    ],
+    ids=["textbook", "crossed", "held out", "arms"],
+)
+def test_other_seeds_give_other_moments_and_the_same_seed_the_same(arms, draw):
+    assert draw(arms, 0) == draw(arms, 0) != draw(arms, 1)
 
-    assert draw(0) == draw(0)
-    assert draw(0) != draw(1)
-    questions = [moment.question for moment in draw(0)]
-    assert crossed_moments(arms, questions, 40, 0) == crossed_moments(arms, questions, 40, 0)
-    assert crossed_moments(arms, questions, 40, 0) != crossed_moments(arms, questions, 40, 1)
 
-
-def test_a_moment_knows_the_mastery_of_that_time(arms):
-    for moment in textbook_moments(arms, CHAPTERS, "train", 20, 0):
-        before = in_time_order(arms.histories[moment.student_id], moment.as_of)
-        assert moment.as_of in [item.time for item in arms.histories[moment.student_id]]
-        assert moment.mastery == mastery_by_skill(before)
+def test_a_training_moment_is_a_train_exercise_and_knows_the_mastery_of_that_time(arms):
+    moments = textbook_moments(arms, CHAPTERS, "train", 20, 0)
+    assert splits(moments) == {"train"}
+    for moment in moments:
+        history = arms.histories[moment.student_id]
+        assert {item.time: item.chapter for item in history}[moment.as_of] == moment.question.chapter
+        assert moment.mastery == mastery_by_skill(in_time_order(history, moment.as_of))
 
 
 def test_a_student_without_such_exercises_is_named(arms):
@@ -73,10 +76,11 @@ def test_a_student_without_such_exercises_is_named(arms):
         textbook_moments(silent, CHAPTERS, "train", 5, 0)
 
 
-def test_crossing_meets_every_pair_once_before_it_begins_again(arms):
+def test_crossing_meets_every_pair_once_before_it_begins_again_in_another_order(arms):
     questions = [Question(str(number), "?", "#### 1") for number in range(3)]
-    pairs = [(m.question.id, m.student_id) for m in crossed_moments(arms, questions, 48, 0)]
-    assert len(set(pairs[:24])) == 24 == len(set(pairs[24:])) and pairs[:24] != pairs[24:]
+    pairs = [(m.question.id, m.student_id) for m in crossed_moments(arms, questions, 50, 0)]
+    assert len(pairs) == 50
+    assert len(set(pairs[:24])) == len(set(pairs[24:48])) == 24 and pairs[:24] != pairs[24:48]
 
 
 def test_the_mix_decides_how_many_prompts_show_what():
@@ -87,7 +91,6 @@ def test_the_mix_decides_how_many_prompts_show_what():
     assert mixed.count("shuffled") == pytest.approx(400, abs=72)
     assert draw_arms("own", [0, 0, 1], 3, 0) == ["shuffled"] * 3
     assert draw_arms("none", [0.5, 0.3, 0.2], 3, 0) == ["none"] * 3
-    assert draw_arms("own", [0.5, 0.3, 0.2], 50, 1) != mixed[:50]
 
 
 # --- rows -------------------------------------------------------------------------------------------------
@@ -112,28 +115,17 @@ def test_a_row_shows_the_memory_of_its_arm_and_of_nobody_else(arms, tiny_llama):
 def test_a_row_holds_what_the_rewards_need_and_no_profile(arms, tiny_llama):
     moment = textbook_moments(arms, CHAPTERS, "train", 1, 0)[0]
     (row,), _ = rows_of(arms, [moment], ["shuffled"], tiny_llama[1], fit_arms=["shuffled"])
-    assert list(row) == [
-        "prompt",
-        "prompt_ids",
-        "stop",
-        "question_id",
-        "chapter",
-        "gold_solution",
-        "student_id",
-        "memory_arm",
-        "memory",
-        "fit_to",
-        "other_students",
-        "mastery",
-        "steps",
-    ]
+    fields = "prompt prompt_ids stop question_id chapter gold_solution student_id memory_arm memory"
+    assert list(row) == [*fields.split(), "fit_to", "other_students", "mastery", "steps"]
     assert row["fit_to"] == moment.student_id  # the control is paid for fit as well
     assert row["steps"] == row["gold_solution"].count("<<")
-    # of a skill never practised no more is known than of a new student; no skill has no mastery
-    for skill, mastery in (("practised", 0.8), ("never", 0.3), (None, None)):
-        question = dataclasses.replace(moment.question, skill=skill)
-        asked = dataclasses.replace(moment, question=question, mastery={"practised": 0.8})
-        assert rows_of(arms, [asked], ["own"], tiny_llama[1])[0][0]["mastery"] == mastery
+
+
+@pytest.mark.parametrize(("skill", "mastery"), [("practised", 0.8), ("never", 0.3), (None, None)])
+def test_of_a_skill_never_practised_no_more_is_known_than_of_a_new_student(arms, tiny_llama, skill, mastery):
+    question = Question("q", "What is 3+4?", "#### 7", skill=skill)
+    asked = Moment(question, "S001", mastery={"practised": 0.8})
+    assert rows_of(arms, [asked], ["own"], tiny_llama[1])[0][0]["mastery"] == mastery
 
 
 def test_the_order_of_a_memorys_lines_is_seeded(arms, tiny_llama):
@@ -176,10 +168,7 @@ def test_held_out_moments_are_of_test_templates_at_a_time_of_the_chapter(arms):
     for moment in moments:
         times = {item.time: item.chapter for item in arms.histories[moment.student_id]}
         assert times[moment.as_of] == moment.question.chapter
-    assert moments == held_out_moments(arms, CHAPTERS, 6, 2, seed=5)
-    other = held_out_moments(arms, CHAPTERS, 6, 2, seed=6)
-    assert [m.question for m in moments] != [m.question for m in other]
-    assert [(m.student_id, m.as_of) for m in moments] != [(m.student_id, m.as_of) for m in other]
+
     novel = held_out_moments(arms, CHAPTERS, 6, 1, seed=5, wording="novel")
     assert {moment.question.wording for moment in novel} == {"novel"}
     with pytest.raises(UserError, match="addition: 8 students have worked on it"):
@@ -254,9 +243,11 @@ def test_a_fingerprint_changes_with_what_it_stands_for(arms):
     less = arms.histories | {"S001": arms.histories["S001"][:-1]}
     variants = [arms, MemoryArms(other, arms.histories, None, 0), MemoryArms(arms.profiles, less, None, 0)]
     assert len({fingerprint_students(variant) for variant in variants}) == 3
-    assert fingerprint_students(arms) == fingerprint_students(
-        MemoryArms(arms.profiles, arms.histories, None, 1)
-    )
-    moments = textbook_moments(arms, CHAPTERS, "train", 4, 0)
-    assert fingerprint_questions(moments) != fingerprint_questions(moments[::-1])
-    assert fingerprint_questions(moments) == fingerprint_questions(list(moments))
+    same = MemoryArms(arms.profiles, arms.histories, None, seed=1)
+    assert fingerprint_students(arms) == fingerprint_students(same)
+
+    first, second = [Question("q0", "1 + 1?", "#### 2"), Question("q1", "1 + 2?", "#### 3")]
+    orders = [[first, second], [second, first], [first, Question("q1", "1 + 2?", "#### 4")]]
+    found = [fingerprint_questions([Moment(asked, "S001") for asked in order]) for order in orders]
+    assert len(set(found)) == 3
+    assert found[0] == fingerprint_questions([Moment(asked, "S002") for asked in orders[0]])

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from cot.utils.errors import UserError
 from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
 from cot.utils.students import Profile
+from cot.utils.thinking import Reasoning
 from rl.lessons import Manner, calculations, explain
 from rl.rewards import DEFAULT_WEIGHTS, TUTOR_WEIGHTS, RewardTable, coin, parse_weights, reward_parts
 
 GOLD = "They have 14 + 23 = <<14+23=37>>37 pens.\n#### 37"
+FITTING = explain(calculations(GOLD), Manner("numbered_steps"))
 BUDGET = 100
 
 
@@ -85,7 +87,7 @@ STUDENTS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(LINES, LINES, STUDENTS, st.sampled_from([["S2"], ["S2", "S3", "S4"]]), st.sampled_from([None, 0.1]))
 def test_no_wrong_answer_outscores_a_correct_one(first, second, student, others, mastery):
     texts = ["\n".join(first), "\n".join([*second, "#### 37"]).replace("####", "##", second.count("#### 38"))]
@@ -103,26 +105,31 @@ def test_the_least_of_a_right_text_is_above_the_most_of_a_wrong_one():
     for weights, least in ((DEFAULT_WEIGHTS, 0.6), (TUTOR_WEIGHTS, 0.3)):
         assert weights["format"] == pytest.approx(0.1)
         assert 1 - weights["memory_margin"] - weights["repetition"] == pytest.approx(least)
-    assert total("Adding gives 14+23=38.\n#### 38") == pytest.approx(0.1)
-    # correct 1 + format .1; fidelity 0; margin -(1 + 0)/2 x .2; scaffold 1 of target 2: .5 x .1
-    assert total("14+23=37 pens.\n#### 37") == pytest.approx(1 + 0.1 - 0.1 + 0.05)
 
 
-def test_a_fitting_right_text_earns_every_part():
-    text = explain(calculations(GOLD), Manner("numbered_steps"))
-    # correct 1, format .1, fidelity 1 x .3, margin (1 - 0) x .2, scaffold: 1 equation of target 2, .5 x .1
-    assert total(text) == pytest.approx(1 + 0.1 + 0.3 + 0.2 + 0.05)
+@pytest.mark.parametrize(
+    ("text", "earned"),
+    [
+        ("Adding gives 14+23=38.\n#### 38", 0.1),
+        # correct 1 + format .1; fidelity 0; margin -(1 + 0)/2 x .2; scaffold 1 of target 2: .5 x .1
+        ("14+23=37 pens.\n#### 37", 1 + 0.1 - 0.1 + 0.05),
+        # correct 1, format .1, fidelity 1 x .3, margin (1 - 0) x .2, scaffold 1 of target 2: .5 x .1
+        (FITTING, 1 + 0.1 + 0.3 + 0.2 + 0.05),
+        (FITTING.replace("Take", "S1, 5th grade, take"), 1 + 0.1 + 0.3 + 0.2 + 0.05),  # a name earns nothing
+    ],
+    ids=["wrong", "generic", "fitting", "named"],
+)
+def test_a_text_earns_the_sum_of_its_parts(text, earned):
+    assert total(text) == pytest.approx(earned)
 
 
 def test_fit_alone_is_worth_nothing():
     wrong = explain(calculations(GOLD), Manner("numbered_steps"), answer="38")
-    right = explain(calculations(GOLD), Manner("numbered_steps"))
-    assert [score("fidelity", text) for text in (wrong, right)] == [0, 1]
-    assert [score("memory_margin", text) for text in (wrong, right)] == [0, 1]
-    assert [score("scaffold_fit", text) for text in (wrong, right)] == [0, 0.5]
+    for name, worth in (("fidelity", 1), ("memory_margin", 1), ("scaffold_fit", 0.5)):
+        assert (score(name, wrong), score(name, FITTING)) == (0, worth)
     # nor does a wrong answer pay for fitting others better
     assert score("memory_margin", wrong, fit_to="S2", other_students=["S1"]) == 0
-    assert score("memory_margin", right, fit_to="S2", other_students=["S1"]) == -1
+    assert score("memory_margin", FITTING, fit_to="S2", other_students=["S1"]) == -1
 
 
 @pytest.mark.parametrize("text", ["14+23=37\n#### 37\n#### 38", "#### 37 or 38", "37", "", "####"])
@@ -139,13 +146,13 @@ def test_copying_the_memory_earns_no_fit():
     memory = (
         "Explanation style: numbered steps, a line for each. Prefers drawings of everyday objects and pets"
     )
-    honest = explain(calculations(GOLD), Manner("numbered_steps"))
     copied = f"1. {memory}.\n2. Adding gives 14+23=37.\n#### 37"
-    assert score("fidelity", honest, memory=memory) == 1
-    assert score("fidelity", copied, memory="another memory") == 1  # the copy alone is what is punished
-    assert score("fidelity", copied, memory=memory) == 0
-    assert score("memory_margin", copied, memory=memory) == 0
-    assert score("memory_margin", copied, memory="another memory") == 1
+    assert score("fidelity", FITTING, memory=memory) == 1
+    for name in ("fidelity", "memory_margin"):
+        assert score(name, copied, memory="another memory") == 1  # the copy alone is what is punished
+        assert score(name, copied, memory=memory) == 0
+    # nor does a copy save from a loss
+    assert score("memory_margin", copied, memory=memory, fit_to="S2", other_students=["S1"]) == -1
 
 
 def test_keyword_stuffing_earns_no_fit():
@@ -161,14 +168,8 @@ def test_repeated_equations_earn_nothing_and_cost_repetition():
     # both have 1 distinct valid equation of target 2: 1 - 1/2
     assert score("scaffold_fit", once) == score("scaffold_fit", often) == 0.5
     assert score("repetition", once) == 0 > score("repetition", often)
-    assert total(often, fit_to="S2") < total(once, fit_to="S2")
     # a wrong equation beside a right one halves the validity: 1/2 x (1 - 1/2)
     assert score("scaffold_fit", "14+23=37, 14+23=38\n#### 37") == 0.25
-
-
-def test_naming_the_student_earns_nothing():
-    text = explain(calculations(GOLD), Manner("numbered_steps"))
-    assert total(text.replace("Take", "S1, 5th grade, take")) <= total(text)
 
 
 # --- the parts one by one ---------------------------------------------------------------------------------
@@ -233,3 +234,23 @@ def test_a_part_that_raises_costs_its_row_alone():
     assert [part(**batch) for part in table.functions()] == [[1.0, None], [0.5, None]]
     assert (table.errors, table.last_error) == (1, "ValueError: no")
     assert logged == {"copying": 0.0, "names_student": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "texts"),
+    [
+        (
+            Reasoning("[THINK]", "[/THINK]"),
+            [f"[THINK]#### 9[/THINK]\n{FITTING}", f"{FITTING}[THINK]{FITTING}", FITTING],
+        ),
+        (Reasoning(opened=True), [f"#### 9</think>{FITTING}", FITTING, f"{FITTING}</think>{FITTING}"]),
+    ],
+    ids=["begun", "opened"],
+)
+def test_every_part_reads_what_follows_the_reasoning(reasoning, texts):
+    """The first and the third text have an answer behind their reasoning, the second one never ends it."""
+    parts = reward_parts(["correct", "format", "fidelity", "scaffold_fit"], PROFILES, BUDGET)
+    batch = {column: [value] * 3 for column, value in ROW.items()}
+    batch |= {"completions": texts, "student_id": ["S1"] * 3}
+    columns = [part(**batch) for part in RewardTable(parts, reasoning=reasoning).functions()]
+    assert columns == [[1, 0, 1], [1, 0, 1], [1, 0, 1], [0.5, 0, 0.5]]

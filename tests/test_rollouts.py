@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
-from cot.utils.engine import Request, TransformersEngine
+from cot.utils.engine import TransformersEngine
 from cot.utils.errors import UserError
 from cot.utils.models import end_token_ids, load_model
 from rl.rollouts import MemoryTrainer, StopText, end_in_vllm, make_generation_neutral
@@ -24,14 +24,14 @@ STOP = ("\nQuestion:",)
 
 
 def make_trainer(folder, tmp_path, stop=(), prompts=2, **changes):
-    """A trainer of one step on a policy's folder, whose reward is the number of characters."""
+    """A trainer on a policy's folder, whose reward is the number of characters; and what the reward saw."""
     model, tokenizer = load_model(str(folder), "cpu", "float32")
     make_generation_neutral(model, tokenizer)
-    texts = [f"Question: {number}+1?\nAnswer:" for number in range(prompts)]
-    rows = [
-        {"prompt": text, "prompt_ids": tokenizer.encode(text, add_special_tokens=False), "stop": list(stop)}
-        for text in texts
-    ]
+    rows = []
+    for number in range(prompts):
+        text = f"Question: {number}+1?\nAnswer:"
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        rows.append({"prompt": text, "prompt_ids": ids, "stop": list(stop)})
     seen = []
 
     def length(completions, completion_ids, **_):
@@ -113,7 +113,7 @@ def test_an_end_that_is_no_special_token_is_not_part_of_the_text(tmp_path):
 
 
 def test_a_tokenizer_without_an_eos_is_no_obstacle(ends_in_im_end, tmp_path):
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(ends_in_im_end), None
+    model = AutoModelForCausalLM.from_pretrained(ends_in_im_end)
     tokenizer = AutoTokenizer.from_pretrained(ends_in_im_end)
     tokenizer.eos_token = None
     model.generation_config.eos_token_id = model.config.eos_token_id = None
@@ -125,7 +125,7 @@ def test_a_tokenizer_without_an_eos_is_no_obstacle(ends_in_im_end, tmp_path):
     assert any(len(row) < 12 for row in seen[0][1])
 
 
-def test_a_model_without_any_end_is_refused(tiny_llama):
+def test_a_model_without_any_end_is_refused():
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None), name_or_path="endless")
     tokenizer = SimpleNamespace(eos_token_id=None, chat_template=None, get_added_vocab=dict)
     with pytest.raises(UserError, match="--model_name endless: neither its tokenizer nor"):
@@ -134,14 +134,8 @@ def test_a_model_without_any_end_is_refused(tiny_llama):
 
 # --- the checkpoint's own settings ------------------------------------------------------------------------
 
-OWN = {
-    "no_repeat_ngram_size": 1,
-    "min_new_tokens": 6,
-    "repetition_penalty": 5.0,
-    "temperature": 0.01,
-    "top_k": 1,
-    "top_p": 0.1,
-}
+OWN = {"no_repeat_ngram_size": 1, "min_new_tokens": 6, "repetition_penalty": 5.0}
+OWN |= {"temperature": 0.01, "top_k": 1, "top_p": 0.1}
 
 
 @pytest.fixture
@@ -185,12 +179,8 @@ def test_what_is_set_aside_is_told_and_what_is_left_can_be_saved(opinionated, tm
 @pytest.fixture(scope="module")
 def runs_on(tmp_path_factory):
     """A plain policy that never ends: after an answer of digits it writes the next question."""
-    after = {
-        "": {"1": 0.4, "2": 0.4, "Ċ": 0.2},
-        "Ċ": {"Question": 1.0},
-        "Question": {":": 0.5, "s": 0.5},
-        ":": {"9": 1.0},
-    }
+    after = {"": {"1": 0.4, "2": 0.4, "Ċ": 0.2}, "Ċ": {"Question": 1.0}}
+    after |= {"Question": {":": 0.5, "s": 0.5}, ":": {"9": 1.0}}
     return plant_policy(tmp_path_factory.mktemp("policy"), after, words=["Question"])
 
 
@@ -209,10 +199,8 @@ def test_a_plain_completion_ends_at_the_stop_text_and_only_what_was_drawn_is_tra
     assert trainer._metrics["train"]["completions/clipped_ratio"][0] == 1 - sum(stopped) / 16
 
     mask = inputs["completion_mask"] * inputs["tool_mask"]
-    rows = {
-        tuple(row): mask for row, mask in zip(inputs["completion_ids"].tolist(), mask.tolist(), strict=True)
-    }
-    width = inputs["completion_ids"].shape[1]
+    padded_ids, width = inputs["completion_ids"].tolist(), inputs["completion_ids"].shape[1]
+    rows = {tuple(row): trained for row, trained in zip(padded_ids, mask.tolist(), strict=True)}
     for row, end in zip(ids, stopped, strict=True):
         padded = (*row, *[tokenizer.pad_token_id] * (width - len(row)))
         # every token that was drawn up to the stop text, not the end put behind it; nothing of a cut-off one
@@ -220,18 +208,27 @@ def test_a_plain_completion_ends_at_the_stop_text_and_only_what_was_drawn_is_tra
         assert rows[padded] == [1] * trained + [0] * (width - trained)
 
 
-def test_rollouts_and_held_out_answers_stop_at_the_same_text(runs_on, tmp_path):
-    trainer, seen = make_trainer(runs_on, tmp_path, stop=STOP)
+def test_no_stop_text_inside_a_reasoning_ends_a_rollout(tmp_path):
+    after = {  # questions inside the reasoning, and one behind the answer
+        "": {"8": 1.0},
+        "<think>": {"Ċ": 1.0},
+        "Ċ": {"Question": 1.0},
+        "Question": {":": 1.0},
+        ":": {"<think>": 0.5, "</think>": 0.5},
+        "</think>": {"5": 1.0},
+        "5": {"Ċ": 1.0},
+    }
+    words = ["<think>", "</think>", "Question"]
+    folder = plant_policy(tmp_path / "policy", after, words=words)
+    trainer, seen = make_trainer(folder, tmp_path, stop=STOP, max_completion_length=40)
     inputs_of(trainer)
-    engine = TransformersEngine(trainer.model.eval(), trainer.processing_class, max_new_tokens=12)
-    prompt = tuple(trainer.processing_class.encode("Answer:"))
-    requests = [Request(prompt, 1.0, str(number), STOP) for number in range(16)]
-    answers = [completion for batch in engine.generate(requests) for _, completion in batch]
-    assert any(not answer.truncated for answer in answers)
-    for answer in answers:
-        assert "\nQuestion:" not in answer.text
-    # the same kinds of text: digits, and lines that only begin like a question
-    assert {text.strip("12s:9\n").replace("Question", "") for text in seen[0][0]} <= {""}
+    tokenizer, (texts, ids) = trainer.processing_class, seen[0]
+    end = tokenizer.convert_tokens_to_ids("</think>")
+    closed = [end in row for row in ids]
+    assert any(closed)
+    for text, row, is_closed in zip(texts, ids, closed, strict=True):
+        assert text.rpartition("</think>")[2].strip() == "5" if is_closed else text.startswith("<think>")
+        assert (row[-1] == tokenizer.eos_token_id) == (is_closed and len(row) < 40)
 
 
 def test_the_prompts_own_question_stops_nothing(runs_on):

@@ -29,17 +29,14 @@ def crossed(questions, students):
     return np.repeat(np.arange(questions), students), np.tile(np.arange(students), questions)
 
 
-def test_wilson_interval_by_hand():
+def test_wilson_interval_by_hand_and_where_all_is_right_or_wrong():
     # centre (k + z²/2) / (n + z²), half width z / (n + z²) * sqrt(k(n-k)/n + z²/4), z = 1.959964
     z, k, n = 1.959963984540054, 8, 10
     centre = (k + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * math.sqrt(k * (n - k) / n + z**2 / 4)
     assert wilson_interval(k, n) == pytest.approx((centre - half, centre + half))
-
-
-def test_wilson_interval_exists_when_all_is_right_or_wrong():
     assert wilson_interval(0, 10) == pytest.approx((0.0, 3.841459 / 13.841459))  # [0, z² / (n + z²)]
-    assert wilson_interval(10, 10) == pytest.approx((10 / 13.841459, 1.0))
+    assert wilson_interval(10, 10) == pytest.approx((10 / 13.841459, 1.0))  # [n / (n + z²), 1]
     assert wilson_interval(0, 0) is None
 
 
@@ -59,20 +56,25 @@ def test_clusters_of_one_way_are_as_many_values_as_their_means():
     assert (found["n"], found["mean"]) == (20, pytest.approx(0.45))
     assert (found["low"], found["high"]) == pytest.approx(expected)
     assert found["p"] == pytest.approx(scipy.stats.ttest_1samp(means, 0).pvalue)
-    assert (clustered_mean(values, [np.repeat(np.arange(5), 4)], (0.0, 1.0))["low"]) == 0.0  # cut
+    assert found["low"] < 0 and found["high"] < 1
+    cut = clustered_mean(values, [np.repeat(np.arange(5), 4)], (0.0, 0.5))
+    assert (cut["low"], cut["high"]) == (0.0, 0.5)
 
 
-def test_students_add_what_they_have_beyond_noise():
+@pytest.mark.parametrize("of_students", [2.0, 0.0])
+def test_students_add_what_they_have_beyond_noise(of_students):
     """Balanced questions x students by the mean squares of a two-way table (Clark 1973)."""
-    rng = np.random.default_rng(0)
-    table = rng.normal(0, 1, (6, 1)) + rng.normal(0, 2, (1, 4)) + rng.normal(0, 0.5, (6, 4))  # (Q, S)
+    rng = np.random.default_rng(1)
+    table = rng.normal(0, 1, (6, 1)) + rng.normal(0, 1, (1, 4)) * of_students + rng.normal(0, 0.5, (6, 4))
     mean, q, s = table.mean(), table.mean(axis=1), table.mean(axis=0)
-    rest = table - q[:, None] - s[None, :] + mean
+    rest = table - q[:, None] - s[None, :] + mean  # (Q, S)
     square_q, square_s = 4 * ((q - mean) ** 2).sum() / 5, 6 * ((s - mean) ** 2).sum() / 3
     noise = (rest**2).sum() / 15
-    assert square_s > noise
-    variance = (square_q + square_s - noise) / 24
-    free = (24 * variance) ** 2 / (square_q**2 / 5 + (square_s - noise) * square_s / 3)
+    assert (square_s > noise) == (of_students > 0)
+
+    added = max(0, square_s - noise)
+    variance = (square_q + added) / 24
+    free = (24 * variance) ** 2 / (square_q**2 / 5 + added * square_s / 3)
     half = scipy.stats.t.ppf(0.975, free) * math.sqrt(variance)
     found = clustered_mean(table.ravel(), crossed(6, 4))
     assert (found["low"], found["high"]) == pytest.approx((mean - half, mean + half))
@@ -82,33 +84,16 @@ def test_students_add_what_they_have_beyond_noise():
 def test_a_text_that_students_share_counts_once():
     questions, students = crossed(30, 8)
     text = np.random.default_rng(1).integers(0, 2, 30).astype(float)
-    found, once = (
-        clustered_mean(text[questions], (questions, students)),
-        clustered_mean(text, [np.arange(30)]),
-    )
-    assert (found["low"], found["high"], found["p"]) == pytest.approx((once["low"], once["high"], once["p"]))
+    found = clustered_mean(text[questions], (questions, students))
+    assert found == pytest.approx(clustered_mean(text, [np.arange(30)]) | {"n": 240})
 
 
-def test_the_interval_is_wider_than_of_independent_cells_when_students_differ():
-    questions, students = crossed(50, 8)
-    found = clustered_mean((students % 2).astype(float), (questions, students))  # all lies between students
-    # 8 students of variance 2/7: standard error sqrt(2/7/8) = 0.189, t of 7 degrees 2.365; 400 cells: 0.025
-    assert found["high"] - found["low"] == pytest.approx(2 * 2.365 * 0.189, rel=0.001)
-
-
-def test_p_and_interval_agree():
-    rng = np.random.default_rng(2)
-    for _ in range(50):
-        values = rng.normal(0.2, 1, 80) + np.repeat(rng.normal(0, 0.3, 10), 8)
-        found = clustered_mean(values, crossed(10, 8))
-        assert (found["p"] < 0.05) == (found["low"] > 0 or found["high"] < 0)
-
-
-def test_missing_cells_are_weighed_as_they_are():
-    """With cells missing the mean is that of the values that are there, and the clusters are renumbered."""
-    questions, students = np.array([0, 0, 4, 4, 7]), np.array([0, 3, 0, 3, 0])
-    found = clustered_mean(np.array([1.0, 0.0, 0.5, 0.25, 2.0]), (questions, students))
-    assert found["mean"] == pytest.approx(3.75 / 5) and found["low"] < 0.75 < found["high"]
+def test_with_cells_missing_every_value_counts_once_and_clusters_may_have_any_numbers():
+    values = np.array([1.0, 0.0, 0.5, 0.25, 2.0])
+    ways = np.array([0, 0, 4, 4, 7]), np.array([0, 3, 0, 3, 0])
+    found = clustered_mean(values, ways)
+    assert found["mean"] == pytest.approx(3.75 / 5)
+    assert found == clustered_mean(values, (np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0])))
 
 
 def test_a_mean_without_spread_clusters_or_values():
@@ -149,14 +134,6 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-@given(st.lists(st.floats(0, 1), max_size=20))
-def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values):
-    adjusted = holm(p_values)
-    assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
-    by_p = [a for _, a in sorted(zip(p_values, adjusted, strict=True))]
-    assert by_p == sorted(by_p)
-
-
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 2)), max_size=30))
 @settings(max_examples=100, deadline=None)
 def test_every_run_gives_strict_json(answers):
@@ -170,17 +147,13 @@ def test_every_run_gives_strict_json(answers):
         )
 
 
-def test_the_permutation_test_is_scipys_over_all_sign_flips():
+def test_the_permutation_test_is_that_of_all_sign_flips():
     differences = np.array([0.4, 0.1, -0.2, 0.5, 0.3, 0.2])
     found = permutation_test(differences, np.arange(6), n_permutations=20_000)
-    exact = scipy.stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
-    )
-    flips = [np.dot(signs, differences) / 6 for signs in itertools.product((1, -1), repeat=6)]
-    by_hand = sum(flip >= differences.mean() - 1e-12 for flip in flips) / 64
-    assert exact.pvalue == pytest.approx(by_hand)
-    assert found["statistic"] == pytest.approx(differences.mean()) and found["n"] == 6
-    assert found["p"] == pytest.approx(by_hand, abs=0.01)
+    flips = [np.dot(signs, differences) for signs in itertools.product((1, -1), repeat=6)]
+    reached = sum(flip >= differences.sum() - 1e-12 for flip in flips)
+    assert (found["n"], found["statistic"]) == (6, pytest.approx(1.3 / 6))
+    assert found["p"] == pytest.approx(reached / 64, abs=0.01)
 
 
 def test_pairs_of_one_cluster_swap_together():
@@ -194,13 +167,6 @@ def test_no_difference_has_p_1_and_one_everywhere_the_smallest():
     assert noise == {"n": 6, "statistic": 0.0, "p": 1.0}
     assert permutation_test(np.full(40, 0.5), np.arange(40))["p"] == pytest.approx(1 / 2001)
     assert permutation_test(np.zeros(0), np.zeros(0, int)) == {"n": 0, "statistic": None, "p": None}
-
-
-def test_under_the_null_small_p_values_are_rare():
-    rng = np.random.default_rng(3)
-    pairs = np.arange(20)
-    draws = [permutation_test(rng.normal(0, 0.5, 20), pairs, n_permutations=500)["p"] for _ in range(200)]
-    assert sum(p <= 0.05 for p in draws) <= 20  # 10 expected of 200, standard deviation 3
 
 
 def test_distance_is_one_minus_the_cosine():

@@ -2,27 +2,36 @@
 
 import copy
 import datetime
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import LINES
+from conftest import LINES, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from cot.utils.cli import COT_PROMPT, PROFILES_DIR
+from cot.utils.encoding import encode_data, encode_parts
 from cot.utils.errors import UserError
+from cot.utils.model_names import TUTOR
+from cot.utils.models import end_token_ids
 from cot.utils.prompts import build_prompt
+from cot.utils.questions import load_questions
+from cot.utils.students import load_profiles, render_profile
+from cot.utils.templates import read_format
+
+
+def around(turn, tail=""):
+    """A template that writes each turn so, and behind them all the tail."""
+    return "{% for m in messages %}<|im_start|>" + turn + "<|im_end|>{% endfor %}<|im_start|>" + tail
+
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LLAMA2 = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content | trim }} [/INST]{% endfor %}"
-
-
-def around(turn):
-    """A template that writes each turn so."""
-    return "{% for m in messages %}<|im_start|>" + turn + "<|im_end|>{% endfor %}<|im_start|>"
-
-
+REPEATED = around("{{ m.content }} Again: {{ m.content }}")
 QUESTIONS = [
     "Ann has 3 apples and buys 4 more.\nHow many apples has she now?",
     "Is 5 < 6, and what is (3 + 4) * 2?   Two  blanks.",
@@ -38,9 +47,8 @@ def train(model, trainer, pre_tokenizer, decoder, normalizer=None, **special):
     tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, pre_tokenizer, decoder
     tokenizer.train_from_iterator([*LINES, *QUESTIONS, *MEMORY, "Solve. Question: Answer: user"], trainer)
     added = [AddedToken(token, special="im" in token, normalized=False) for token in CONTROL]
-    tokenizer.add_tokens(
-        [*added, AddedToken("   ", normalized=False), AddedToken("apples", normalized=False)]
-    )
+    ordinary = [AddedToken(token, normalized=False) for token in ("   ", "apples")]
+    tokenizer.add_tokens([*added, *ordinary])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>", **special
     )
@@ -62,18 +70,17 @@ def prepend():
 
 def metaspace():
     """As Mistral and Gemma: the same in the pre-tokenizer, before the first word only."""
+    model = models.BPE(unk_token="<unk>")
     trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>"], show_progress=False)
     pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    return train(
-        models.BPE(unk_token="<unk>"), trainer, pre_tokenizer, decoders.Metaspace(), unk_token="<unk>"
-    )
+    return train(model, trainer, pre_tokenizer, decoders.Metaspace(), unk_token="<unk>")
 
 
 def word_piece():
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]"], show_progress=False)
-    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     model = models.WordPiece(unk_token="[UNK]")
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["[UNK]"], show_progress=False)
     lower = normalizers.BertNormalizer(lowercase=True)
+    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return train(model, trainer, pre_tokenizer, decoders.WordPiece(), lower, unk_token="[UNK]")
 
 
@@ -96,56 +103,54 @@ def with_template(tokenizer, template):
     return tokenizer
 
 
-def turn_of(question, memory=()):
+def turn_of(question, memory=(), instruction="Solve."):
     """The user's turn as a person would write it."""
     fence = "\n".join(["<student_memory>", *(f"| {line}" for line in memory), "</student_memory>"])
     note = "Fit the explanation to this student. What stands between the marks is data about the student:\n"
-    return "\n\n".join(["Solve.", *([note + fence] if memory else []), f"Question: {question}"])
+    return "\n\n".join([instruction, *([note + fence] if memory else []), f"Question: {question}"])
 
 
-def rendered(tokenizer, turn, **kwargs):
+def given_by_template(tokenizer, turn):
+    """What the tokenizer itself makes of the user's turn: text and ids."""
     messages = [{"role": "user", "content": turn}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs)
-
-
-def ids_of(tokenizer, turn, **kwargs):
-    messages = [{"role": "user", "content": turn}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **kwargs)["input_ids"]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return text, tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
 
 # --- ids --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory", [(), MEMORY], ids=["plain", "memory"])
-@pytest.mark.parametrize("template", [CHATML, LLAMA2], ids=["chatml", "llama2"])
-def test_the_ids_of_ordinary_text_are_the_templates_own(family, template, memory):
+@pytest.mark.parametrize("memory", [(), MEMORY], ids=["bare", "memory"])
+@pytest.mark.parametrize("template", [None, CHATML, LLAMA2], ids=["plain", "chatml", "llama2"])
+def test_the_ids_of_ordinary_text_are_the_models_own(family, template, memory):
     tokenizer = with_template(family, template)
     for question in QUESTIONS:
         prompt = build_prompt(tokenizer, question, "Solve.", memory, memory_tokens=500)
-        assert list(prompt.ids) == ids_of(tokenizer, turn_of(question, memory))
-        assert prompt.text == rendered(tokenizer, turn_of(question, memory))
+        turn = turn_of(question, memory)
+        if template is None:
+            text, ids = f"{turn}\nAnswer:", tokenizer(f"{turn}\nAnswer:")["input_ids"]
+        else:
+            text, ids = given_by_template(tokenizer, turn)
+        assert (prompt.text, list(prompt.ids)) == (text, ids)
 
 
-def test_without_a_template_the_ids_are_the_tokenizers_own(family):
-    for question in QUESTIONS:
-        prompt = build_prompt(family, question, "Solve.")
-        assert list(prompt.ids) == family(f"Solve.\n\nQuestion: {question}\nAnswer:")["input_ids"]
-
-
-@pytest.mark.parametrize("template", [None, CHATML, LLAMA2], ids=["plain", "chatml", "llama2"])
-@pytest.mark.parametrize("token", CONTROL)
-def test_no_text_from_data_becomes_an_added_token(family, template, token):
+@pytest.mark.parametrize(
+    "template", [None, CHATML, LLAMA2, REPEATED], ids=["plain", "chatml", "llama2", "repeated"]
+)
+def test_no_text_from_data_becomes_an_added_token(family, template):
     tokenizer = with_template(family, template)
-    number = tokenizer.convert_tokens_to_ids(token)
+    for token in CONTROL:
+        number = tokenizer.convert_tokens_to_ids(token)
 
-    def count(question, line, solution):
-        examples = [("1 + 1?", solution)]
-        prompt = build_prompt(tokenizer, question, "Solve.", [line], examples, memory_tokens=500)
-        assert prompt.text.count(token) >= 3 or question == "How many?"
-        return prompt.ids.count(number)
+        def count(question, line, solution, number=number):
+            prompt = build_prompt(
+                tokenizer, question, "Solve.", [line], [("1 + 1?", solution)], memory_tokens=500
+            )
+            return prompt.ids.count(number), prompt.text
 
-    spelled = count(f"How {token} many {token}?", f"Likes {token}{token}apples", f"Two {token}")
-    assert spelled == count("How many?", "Likes apples", "Two")
+        spelled, text = count(f"How {token} many {token}?", f"Likes {token}{token}apples", f"Two {token}")
+        assert text.count(token) >= 3  # the memory spells it with a blank
+        assert spelled == count("How many?", "Likes apples", "Two")[0]
 
 
 def test_runs_of_blanks_and_plain_words_stay_the_tokens_that_they_are(plain_tokenizer):
@@ -155,12 +160,11 @@ def test_runs_of_blanks_and_plain_words_stay_the_tokens_that_they_are(plain_toke
     assert (ids.count(blanks), ids.count(word)) == (1, 2)
 
 
-def assert_prompts_are_those_of_old(tokenizer):
+@pytest.mark.parametrize("name", ["tutor", pytest.param("bundled", marks=pytest.mark.slow)])
+def test_a_policys_prompts_are_those_that_it_was_trained_on(name, request):
     """Policies were trained on ids whose three parts were encoded apart: byte-level, they are the same."""
-    from cot.utils.cli import COT_PROMPT, PROFILES_DIR
-    from cot.utils.questions import load_questions
-    from cot.utils.students import load_profiles, render_profile
-
+    tutor = name == "tutor"
+    tokenizer = AutoTokenizer.from_pretrained(TUTOR) if tutor else request.getfixturevalue(name)[1]
     profiles = list(load_profiles(PROFILES_DIR).values())
     asked = [question.question for question in load_questions("textbook", "test", 14, None).questions]
     for number, question in enumerate([*asked, *QUESTIONS]):
@@ -172,27 +176,31 @@ def assert_prompts_are_those_of_old(tokenizer):
         assert list(prompt.ids) == ids + tokenizer.encode(prompt.text[end:], add_special_tokens=False)
 
 
-def test_the_tutors_prompts_are_those_that_it_was_trained_on():
-    from transformers import AutoTokenizer
-
-    from cot.utils.model_names import TUTOR
-
-    assert_prompts_are_those_of_old(AutoTokenizer.from_pretrained(TUTOR))
+def test_a_token_half_of_which_is_data_is_not_made_from_it(plain_tokenizer):
+    number = plain_tokenizer.convert_tokens_to_ids("</think>")
+    assert number in encode_parts(plain_tokenizer, [("</", False), ("think>", False)])
+    assert number not in encode_parts(plain_tokenizer, [("</", False), ("think>", True)])
 
 
-@pytest.mark.slow
-def test_the_bundled_models_prompts_are_what_they_were(bundled):
-    assert_prompts_are_those_of_old(bundled[1])
+def test_a_control_token_that_swallows_the_blanks_beside_it_stays_itself(plain_tokenizer):
+    tokenizer = copy.deepcopy(plain_tokenizer)
+    tokenizer.add_tokens([AddedToken("<|end|>", lstrip=True, rstrip=True, normalized=False, special=True)])
+    number = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert encode_parts(tokenizer, [("hi ", True), ("<|end|>", False), (" you", True)]).count(number) == 1
+
+
+def test_unknown_text_stays_unknown(family):
+    text = "an ☃ and a ☂"
+    assert encode_data(family, text) == family(text, add_special_tokens=False)["input_ids"]
 
 
 # --- templates --------------------------------------------------------------------------------------------
 
+OF_TYPE_TEXT = "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
 FOLLOWED = {
     "parts": around("{% for part in m.content %}{{ part.text }}{% endfor %}"),
-    "parts by type": around(
-        "{% for part in m.content %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    ),
-    "repeated": around("{{ m.content }} Again: {{ m.content }}"),
+    "parts by type": around("{% for part in m.content %}" + OF_TYPE_TEXT + "{% endfor %}"),
+    "repeated": REPEATED,
     "upper": around("{{ m.content | upper }}"),
     "lower": around("{{ m.content.lower() }}"),
     "trimmed": around(" {{ m.content | trim }} "),
@@ -200,22 +208,14 @@ FOLLOWED = {
 }
 
 
+@pytest.mark.parametrize("instruction", ["Solve.", " \nSolve."], ids=["flush", "blanks"])
 @pytest.mark.parametrize("kind", FOLLOWED)
-def test_a_template_that_changes_the_turn_is_followed(plain_tokenizer, kind):
+def test_a_template_that_changes_the_turn_is_followed(plain_tokenizer, kind, instruction):
     tokenizer = with_template(plain_tokenizer, FOLLOWED[kind])
-    for instruction in ("Solve.", " \nSolve."):
-        turn = turn_of(QUESTIONS[0], MEMORY).replace("Solve.", instruction, 1)
-        given = [{"type": "text", "text": turn}] if "parts" in kind else turn
-        prompt = build_prompt(tokenizer, QUESTIONS[0], instruction, MEMORY, memory_tokens=500)
-        assert prompt.text == rendered(tokenizer, given)
-        assert list(prompt.ids) == ids_of(tokenizer, given)
-
-
-def test_every_repetition_of_data_is_data(plain_tokenizer):
-    tokenizer = with_template(plain_tokenizer, FOLLOWED["repeated"])
-    number = tokenizer.convert_tokens_to_ids("</think>")
-    prompt = build_prompt(tokenizer, "What is </think>?", "Solve.")
-    assert prompt.text.count("</think>") == 2 and number not in prompt.ids
+    turn = turn_of(QUESTIONS[0], MEMORY, instruction)
+    given = [{"type": "text", "text": turn}] if "parts" in kind else turn
+    prompt = build_prompt(tokenizer, QUESTIONS[0], instruction, MEMORY, memory_tokens=500)
+    assert (prompt.text, list(prompt.ids)) == given_by_template(tokenizer, given)
 
 
 REFUSED = {
@@ -230,68 +230,106 @@ REFUSED = {
 @pytest.mark.parametrize("template", REFUSED, ids=range(len(REFUSED)))
 def test_a_template_that_cannot_be_followed_is_one_line(plain_tokenizer, template):
     with pytest.raises(UserError, match=REFUSED[template]):
-        build_prompt(with_template(plain_tokenizer, template), "How many?", "Solve.")
+        read_format(with_template(plain_tokenizer, template))
 
 
-def test_of_several_templates_the_default_is_taken_else_the_named_one(plain_tokenizer):
-    several = {"rag": "R" + CHATML, "default": "D" + CHATML}
-    tokenizer = with_template(plain_tokenizer, several)
-    assert build_prompt(tokenizer, "How many?", "Solve.").text.startswith("D<|im_start|>")
-    only = with_template(plain_tokenizer, {"rag": "R" + CHATML})
-    assert build_prompt(only, "How many?", "Solve.").text.startswith("R<|im_start|>")
-    without = with_template(plain_tokenizer, {"rag": "R" + CHATML, "tool_use": CHATML})
-    with pytest.raises(UserError, match=r"none of its chat templates \(rag, tool_use\) is called default"):
-        build_prompt(without, "How many?", "Solve.")
-
-    from cot.utils.templates import read_format
-
-    named = read_format(without, {"chat_template": "rag"})
-    assert build_prompt(without, "Why?", "Solve.", prompt_format=named).text.startswith("R<|im_start|>")
+@pytest.mark.parametrize(
+    ("names", "wanted", "begins"),
+    [
+        (["rag", "default"], {}, "default<|im_start|>"),
+        (["rag"], {}, "rag<|im_start|>"),
+        (["rag", "tool_use"], {"chat_template": "rag"}, "rag<|im_start|>"),
+    ],
+)
+def test_of_several_templates_the_default_is_taken_else_the_named_one(plain_tokenizer, names, wanted, begins):
+    tokenizer = with_template(plain_tokenizer, {name: name + CHATML for name in names})
+    assert read_format(tokenizer, wanted).literals[0].startswith(begins)
 
 
-def test_variables_of_the_template_can_be_set(plain_tokenizer):
-    from cot.utils.templates import read_format
-
-    tokenizer = with_template(plain_tokenizer, "{{ mood | default('calm') }} " + CHATML)
-    assert read_format(tokenizer).literals[0].startswith("calm ")
-    assert read_format(tokenizer, {"mood": "glad"}).literals[0].startswith("glad ")
-    with pytest.raises(UserError, match="--chat_template_kwargs tokenize: no variable of a chat template"):
-        read_format(tokenizer, {"tokenize": True})
-    with pytest.raises(UserError, match="has no chat template that could read them"):
-        read_format(with_template(plain_tokenizer, None), {"mood": "glad"})
+def test_variables_of_the_template_can_be_set_and_the_date_is_that_of_the_runs_start(plain_tokenizer):
+    template = "{{ strftime_now('%d %b %Y') }} {{ mood | default('calm') }} " + CHATML
+    tokenizer = with_template(plain_tokenizer, template)
+    begun = datetime.datetime(2024, 7, 26, 23, 59)
+    assert read_format(tokenizer, started=begun).literals[0].startswith("26 Jul 2024 calm ")
+    assert read_format(tokenizer, {"mood": "glad"}, started=begun).literals[0].startswith("26 Jul 2024 glad ")
 
 
-def test_a_template_with_the_date_gets_that_of_the_runs_start(plain_tokenizer):
-    from cot.utils.templates import read_format
-
-    tokenizer = with_template(plain_tokenizer, "Today: {{ strftime_now('%d %b %Y') }}\n" + CHATML)
-    begun = read_format(tokenizer, started=datetime.datetime(2024, 7, 26, 23, 59))
-    prompt = build_prompt(tokenizer, "How many?", "Solve.", prompt_format=begun)
-    assert prompt.text.startswith("Today: 26 Jul 2024\n<|im_start|>")
-
-
-# --- encoding ---------------------------------------------------------------------------------------------
-
-
-def test_a_token_half_of_which_is_data_is_not_made_from_it(plain_tokenizer):
-    from cot.utils.encoding import encode_parts
-
-    number = plain_tokenizer.convert_tokens_to_ids("</think>")
-    assert number in encode_parts(plain_tokenizer, [("</", False), ("think>", False)])
-    assert number not in encode_parts(plain_tokenizer, [("</", False), ("think>", True)])
-
-
-def test_a_control_token_that_swallows_the_blanks_beside_it_stays_itself(plain_tokenizer):
-    from cot.utils.encoding import encode_parts
-
-    tokenizer = copy.deepcopy(plain_tokenizer)
-    tokenizer.add_tokens([AddedToken("<|end|>", lstrip=True, rstrip=True, normalized=False, special=True)])
-    number = tokenizer.convert_tokens_to_ids("<|end|>")
-    assert encode_parts(tokenizer, [("hi ", True), ("<|end|>", False), (" you", True)]).count(number) == 1
+@pytest.mark.parametrize(
+    ("template", "options", "message"),
+    [
+        (
+            {"rag": CHATML, "tool_use": CHATML},
+            {},
+            r"none of its chat templates \(rag, tool_use\) is called",
+        ),
+        (CHATML, {"kwargs": {"chat_template": "rag"}}, "chat_template: .* has a single template"),
+        (CHATML, {"kwargs": {"tokenize": True}}, "tokenize: no variable of a chat template"),
+        (None, {"kwargs": {"mood": "glad"}}, "has no chat template that could read them"),
+        (
+            CHATML,
+            {"kwargs": {"enable_thinking": False}, "thinking": "on"},
+            "--chat_template_kwargs enable_thinking: contradicts --thinking on",
+        ),
+    ],
+    ids=["unnamed", "single", "taken", "absent", "contradiction"],
+)
+def test_what_no_template_can_be_given_is_refused(plain_tokenizer, template, options, message):
+    with pytest.raises(UserError, match=message):
+        read_format(with_template(plain_tokenizer, template), **options)
 
 
-def test_unknown_text_stays_unknown(family):
-    from cot.utils.encoding import encode_data
+# --- reasoning --------------------------------------------------------------------------------------------
 
-    text = "an ☃ and a ☂"
-    assert encode_data(family, text) == family(text, add_special_tokens=False)["input_ids"]
+THINKING_SWITCH = "{% if thinking is defined and thinking %}<think>{% else %}</think>{% endif %}"
+OUTLINES = {
+    "DeepSeek V3.1": around("{{ m.content }}", THINKING_SWITCH),
+    "history only": around("{{ m.content }}", "{# </think> #}"),
+    "always closed": around("{{ m.content }}", "<think></think>"),
+    "Mistral": around("{{ m.content }}", "{# [THINK] [/THINK] #}"),
+}
+# With --thinking auto, on and off: whether the model thinks, and whether the prompt has opened its reasoning
+# (T, O), or not (-); how many notes the user gets; and the end of the reasoning.
+REASONING = {
+    "DeepSeek V3.1": ("- O -", (0, 0, 0), "</think>"),
+    "history only": ("T T T", (0, 1, 1), "</think>"),
+    "always closed": ("- - -", (0, 1, 1), "</think>"),
+    "Mistral": ("T T T", (0, 1, 1), "[/THINK]"),
+    # of TRL's collection
+    "deepseek_r1_distill": ("O O O", (0, 1, 1), "</think>"),
+    "gemma3": ("- - -", (0, 2, 1), "</think>"),
+    "gemma4": ("- T -", (0, 0, 0), "<channel|>"),
+    "glm4moe": ("T T -", (0, 0, 0), "</think>"),
+    "gptoss": ("T T T", (0, 1, 1), "<|channel|>final<|message|>"),
+    "llama3_2": ("- - -", (0, 2, 1), "</think>"),
+    "phi3_5": ("- - -", (0, 2, 1), "</think>"),
+    "qwen2_5": ("- - -", (0, 2, 1), "</think>"),
+    "qwen3": ("T T -", (0, 0, 0), "</think>"),
+    "qwen3_5_nothink": ("- O -", (0, 0, 0), "</think>"),
+    "qwen3_6": ("O O -", (0, 0, 0), "</think>"),
+}
+
+
+@pytest.mark.parametrize("name", REASONING)
+def test_a_template_tells_whether_its_model_thinks(name):
+    import trl
+
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "<|pad|>"
+    path = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    tokenizer.chat_template = OUTLINES.get(name) or path.read_text(encoding="utf-8")
+    formats = [read_format(tokenizer, thinking=thinking) for thinking in ("auto", "on", "off")]
+    seen = ["-" if not found.thinks else "O" if found.reasoning.opened else "T" for found in formats]
+    notes = tuple(len(found.notes) for found in formats)
+    assert (" ".join(seen), notes, formats[0].reasoning.end) == REASONING[name]
+
+    prompt = build_prompt(tokenizer, "How many?", "Solve.")
+    assert (prompt.text, list(prompt.ids)) == given_by_template(tokenizer, turn_of("How many?"))
+
+
+def test_the_end_of_a_reasoning_is_no_end_of_a_turn():
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in ("<|end|>", "<|return|>")])
+    tokenizer.eos_token = "<|return|>"
+    tokenizer.chat_template = "analysis<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>"
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
+    assert end_token_ids(model, tokenizer) == {tokenizer.convert_tokens_to_ids("<|return|>")}

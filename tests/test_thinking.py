@@ -1,19 +1,21 @@
-"""Thinking models: what follows the reasoning is read, in sweeps, rollouts, rewards and evaluation."""
+"""Thinking models: where a reasoning ends, and that sweeps and training read what follows it."""
 
 import json
 
 import pytest
-from conftest import make_tokenizer, only, plant_policy, planted_record, read_strictly, run_here
-from tokenizers import AddedToken
+from conftest import make_tokenizer, only, plant_policy, read_strictly, run_here
 
 from cot import run_baseline_cot
+from cot.utils.cli import PROFILES_DIR
 from cot.utils.engine import Request, TransformersEngine
 from cot.utils.models import load_model
+from cot.utils.thinking import NO_BLOCK, Reasoning, StopWatch, split_completion, split_thinking
+from rl import train_rl_memory
 
 IM = ["<|im_start|>", "<|im_end|>"]
-WORDS = ["<think>", "</think>", "Hmm", "####", "Question"]
 TURN = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
 SWITCH = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+MARKS = "{# </think> #}"  # as templates have it that cut the reasoning out of earlier turns
 ANSWER = {"####": {"Ġ": 1.0}, "Ġ": {"5": 1.0}, "5": {"<|im_end|>": 1.0}}
 THINKS = {
     "": {"8": 1.0},
@@ -24,18 +26,107 @@ THINKS = {
     "</think>": {"####": 1.0},
     **ANSWER,
 }
-MARKS = "{# </think> #}"  # as templates have it that cut the reasoning out of earlier turns
+SAYS_DONE = {"<|im_start|>": {"Hmm": 1.0}, "Hmm": {"7": 1.0}, "7": {"done": 1.0}, "done": {"####": 1.0}}
 
 
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory):
     """Makes a policy whose reasoning is "Hmm7" and whose answer is "#### 5"."""
 
-    def make(template=TURN + SWITCH, after=THINKS, words=WORDS, special=IM):
+    def make(template=TURN + SWITCH, after=THINKS, special=IM):
+        words = {"<think>", "</think>", "Hmm", "####", "Question", "done"} - set(special)
         folder = tmp_path_factory.mktemp("policy") / "thinker"
-        return plant_policy(folder, after, template, special=special, words=words)
+        return plant_policy(folder, after, template, special=special, words=sorted(words))
 
     return make
+
+
+# --- a text, taken apart ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "parts"),
+    [
+        ("<think>a #### 3</think>\n18", "</think>", ("a #### 3", "18", False)),
+        ("a #### 3</think>\n18", "</think>", ("a #### 3", "18", False)),  # the template opened it
+        ("<think>a</think>b</think>c", "</think>", ("a</think>b", "c", False)),  # the last one ends it
+        ("<think>a #### 3", "</think>", ("a #### 3", "", True)),
+        ("<think>a</think>b<think>c 7", "</think>", ("<think>a</think>b<think>c 7", "", True)),  # begun again
+        ("18 eggs ", "</think>", ("", "18 eggs ", False)),
+        ("[THINK]a[/THINK]18", "[/THINK]", ("a", "18", False)),
+        ("<|channel>thought\nso 3<channel|>7", "<channel|>", ("so 3", "7", False)),
+        (
+            "<|channel|>analysis<|message|>3<|end|><|channel|>final<|message|>7",
+            "<|channel|>final<|message|>",
+            ("3<|end|>", "7", False),
+        ),
+        ("a<|done|>18", "<|done|>", ("a", "18", False)),  # a mark that begins it is not known
+        ("18 eggs", "<|done|>", ("", "18 eggs", False)),
+    ],
+)
+def test_the_reasoning_is_split_from_the_answer(text, end, parts):
+    assert split_thinking(text, end) == parts
+
+
+def test_a_block_that_the_prompt_opened_holds_all_until_its_end():
+    assert split_thinking("so 3", opened=True) == ("so 3", "", True)
+    assert split_thinking("so 3</think>7", opened=True) == ("so 3", "7", False)
+
+
+@pytest.mark.parametrize("special", [[], ["<think>", "</think>"]], ids=["words", "special tokens"])
+def test_tokens_are_split_where_their_text_is_and_the_whole_reads_the_same_again(plant, special):
+    _, tokenizer = load_model(str(plant(special=[*IM, *special])), "cpu", "float32")
+    ids = tokenizer.encode("<think>Hmm7</think>\n5\nQuestion: 6?", add_special_tokens=False)
+    split = split_completion(tokenizer, ids, stop=["\nQuestion:"])
+    assert (split.text, split.thinking_text, split.cut_off) == ("5", "Hmm7", False)
+    assert split.thinking_tokens == 4  # <think> Hmm 7 </think>
+    assert split_thinking(split.whole(NO_BLOCK)) == ("Hmm7", "5", False)
+    assert split.whole(Reasoning(opened=True)) == "Hmm7</think>\n5"
+
+    cut = split_completion(tokenizer, ids[:3], stop=["Hmm"])
+    assert (cut.text, cut.thinking_text, cut.thinking_tokens, cut.cut_off) == ("", "Hmm7", 3, True)
+    assert split_thinking(cut.whole(NO_BLOCK)) == ("Hmm7", "", True)
+    plain = split_completion(tokenizer, ids[4:], stop=["\nQuestion:"])
+    assert (plain.text, plain.thinking_text, plain.whole(NO_BLOCK)) == ("\n5", None, "\n5")
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "stops"),
+    [
+        ("5\nQuestion:", False, True),
+        ("<think>\nQuestion:", False, False),
+        ("\nQuestion:", True, False),
+        ("\nQuestion:</think>5", True, False),
+        ("<think></think>\nQuestion:", False, True),
+        ("\n<think></think>Question:", False, False),  # what stands before a mark stops nothing behind it
+    ],
+)
+def test_a_stop_text_counts_outside_the_reasoning_alone(text, opened, stops):
+    tokenizer = make_tokenizer()
+    watch = StopWatch(tokenizer, ["\nQuestion:"], Reasoning(opened=opened))
+    assert any([watch.add(token) for token in tokenizer.encode(text)]) == stops
+
+
+def test_the_engine_goes_on_behind_a_stop_text_inside_the_reasoning(plant):
+    asks_itself = {  # a question inside the reasoning, and one behind the answer
+        "": {"<think>": 1.0},
+        "<think>": {"Ċ": 1.0},
+        "Ċ": {"Question": 1.0},
+        "Question": {":": 1.0},
+        ":": {"</think>": 1.0},
+        "</think>": {"5": 1.0},
+        "5": {"Ċ": 1.0},
+    }
+    model, tokenizer = load_model(str(plant(None, asks_itself)), "cpu", "float32")
+    engine = TransformersEngine(model, tokenizer, max_new_tokens=20)
+    prompt = tuple(tokenizer.encode("Answer"))
+    ((_, completion),) = next(iter(engine.generate([Request(prompt, 0.0, "", ("\nQuestion:",))])))
+    assert (completion.text, completion.truncated) == ("5", False)
+    # <think> \n Question : </think> 5 \n Question :
+    assert (completion.thinking_tokens, len(completion.token_ids)) == (5, 9)
+
+
+# --- a sweep ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -66,114 +157,83 @@ def sweep(tmp_path, scorers, monkeypatch):
     return run
 
 
-# --- a sweep ----------------------------------------------------------------------------------------------
-
-
-def test_an_answer_is_what_follows_the_reasoning(plant, sweep):
-    code, said, found = sweep(plant())
+@pytest.mark.parametrize(
+    ("planted", "flags", "end", "thinking_tokens"),
+    [
+        # <think> Hmm 7 </think>, and behind it ####, a blank, 5, <|im_end|>
+        ({}, [], "</think>", 4),
+        ({"template": TURN + MARKS, "special": [*IM, "<think>", "</think>"]}, [], "</think>", 4),
+        ({"template": TURN + "<think>"}, [], "</think>", 3),
+        ({"template": TURN, "after": SAYS_DONE | ANSWER}, ["--think_end", "done"], "done", 3),
+    ],
+    ids=["words", "special tokens", "opened by the template", "named by a flag"],
+)
+def test_an_answer_is_what_follows_the_reasoning(plant, sweep, planted, flags, end, thinking_tokens):
+    code, said, found = sweep(plant(**planted), *flags)
     assert code == 0
     record = found["results"][0]
     assert (record["generated_text"], record["thinking_text"]) == ("#### 5", "Hmm7")
-    assert (record["predicted_answer"], record["correct"]) == ("5", True)
-    # <think> Hmm 7 </think>, and behind it ####, a blank, 5, <|im_end|>
-    assert (record["thinking_tokens"], record["output_tokens"], record["truncated"]) == (4, 8, False)
-    assert found["summary"]["metrics"]["thinking_tokens"]["mean"] == 4
+    assert (record["predicted_answer"], record["correct"], record["truncated"]) == ("5", True, False)
+    assert (record["thinking_tokens"], record["output_tokens"]) == (thinking_tokens, thinking_tokens + 4)
+    assert found["summary"]["metrics"]["thinking_tokens"]["mean"] == thinking_tokens
     assert found["summary"]["thinking_cut_off"] == 0
     # half of a context of 2,048
     assert found["config"]["max_new_tokens"] == 1024
-    assert "budget:  1024 new tokens (picked), reasoning up to </think> included" in said
+    assert f"budget:  1024 new tokens (picked), reasoning up to {end} included" in said
 
 
-def test_a_reasoning_that_is_cut_off_has_no_answer(plant, sweep):
-    endless = {"": {"8": 1.0}, "<|im_start|>": {"<think>": 1.0}}
-    code, said, found = sweep(plant(after=endless), "--max_new_tokens", "6")
+@pytest.mark.parametrize(
+    ("planted", "budget", "thinking_text", "tokens", "truncated"),
+    [
+        ({"after": {"": {"8": 1.0}, "<|im_start|>": {"<think>": 1.0}}}, 6, "88888", 6, True),
+        ({"template": TURN + "<think>"}, 2, "Hmm7", 2, True),
+        ({"after": THINKS | {"7": {"<|im_end|>": 1.0}}}, 9, "Hmm7", 3, False),
+    ],
+    ids=["endless", "opened by the template", "given up"],
+)
+def test_a_reasoning_that_never_closes_has_no_answer(
+    plant, sweep, planted, budget, thinking_text, tokens, truncated
+):
+    code, said, found = sweep(plant(**planted), "--max_new_tokens", budget)
     assert code == 0
     for record in found["results"]:
         assert (record["predicted_answer"], record["unparsed_reason"]) == (None, "thinking_cut_off")
         assert (record["correct"], record["strict_correct"], record["flexible_correct"]) == (False,) * 3
-        assert (record["generated_text"], record["thinking_text"]) == ("", "88888")
-        assert record["thinking_tokens"] == record["output_tokens"] == 6
+        assert (record["generated_text"], record["thinking_text"]) == ("", thinking_text)
+        assert (record["thinking_tokens"], record["truncated"]) == (tokens, truncated)
     assert found["summary"]["thinking_cut_off"] == 2
-    assert "2 of 2 reasonings were cut off and have no answer: try --max_new_tokens 12" in said
+    advice = f"try --max_new_tokens {2 * budget}, or --thinking off"
+    assert f"2 of 2 reasonings were cut off and have no answer: {advice}" in said
 
 
-def test_a_reasoning_that_the_model_ends_unclosed_is_no_answer_either(plant, sweep):
-    gives_up = THINKS | {"7": {"<|im_end|>": 1.0}}
-    (record, _) = sweep(plant(after=gives_up))[2]["results"]
-    assert (record["predicted_answer"], record["unparsed_reason"]) == (None, "thinking_cut_off")
-    assert (record["truncated"], record["thinking_tokens"]) == (False, 3)
-
-
-def test_a_template_may_open_the_block_itself(plant, sweep):
-    opened = plant(template=TURN + "<think>")
-    record = sweep(opened)[2]["results"][0]
-    assert record["prompt"].endswith("<|im_start|><think>")
-    assert (record["generated_text"], record["thinking_text"], record["thinking_tokens"]) == (
-        "#### 5",
-        "Hmm7",
-        3,
-    )
-    cut = sweep(opened, "--max_new_tokens", "2")[2]["results"][0]
-    assert (cut["predicted_answer"], cut["unparsed_reason"]) == (None, "thinking_cut_off")
-    assert cut["thinking_text"] == "Hmm7"  # a 7 that is no answer
-
-
-def test_thinking_can_be_switched_off(plant, sweep):
-    code, said, found = sweep(plant(), "--thinking", "off")
-    record = found["results"][0]
+@pytest.mark.parametrize(
+    "flags", [["--thinking", "off"], ["--chat_template_kwargs", '{"enable_thinking": false}']]
+)
+def test_thinking_can_be_switched_off(plant, sweep, flags):
+    code, said, found = sweep(plant(), *flags)
     assert code == 0 and "note:" not in said
+    record = found["results"][0]
     assert record["prompt"].endswith("<|im_start|><think></think>")
-    assert (record["generated_text"], record["thinking_text"], record["thinking_tokens"]) == (
-        "#### 5",
-        None,
-        None,
-    )
-    assert "thinking_tokens" not in found["summary"]["metrics"]
-    assert (found["config"]["thinking"], found["config"]["max_new_tokens"]) == ("off", 256)
+    assert (record["generated_text"], record["thinking_text"]) == ("#### 5", None)
+    assert record["thinking_tokens"] is None and "thinking_tokens" not in found["summary"]["metrics"]
+    assert found["config"]["max_new_tokens"] == 256
 
 
 def test_a_template_without_a_switch_says_so(plant, sweep):
     code, said, found = sweep(plant(template=TURN + MARKS), "--thinking", "off")
     assert code == 0
-    assert (
-        "note:    --thinking off: the chat template knows no switch for it (enable_thinking, thinking)"
-        in said
-    )
+    note = "--thinking off: the chat template knows no switch for it (enable_thinking, thinking)"
+    assert f"note:    {note}" in said
     assert found["results"][0]["thinking_text"] == "Hmm7"
     assert found["config"]["max_new_tokens"] == 1024  # it is going to think
 
 
-def test_variables_reach_the_template_and_mistakes_are_one_line(plant, sweep):
-    model = plant()
-    record = sweep(model, "--chat_template_kwargs", '{"enable_thinking": false}')[2]["results"][0]
-    assert record["prompt"].endswith("<think></think>")
-    both = ["--thinking", "on", "--chat_template_kwargs", '{"enable_thinking": false}']
-    code, said, _ = sweep(model, *both)
-    assert code == 2 and "--chat_template_kwargs enable_thinking: contradicts --thinking on" in said
-    code, said, _ = sweep(plant(template=None), "--chat_template_kwargs", '{"enable_thinking": false}')
-    assert code == 2 and "has no chat template that could read them" in said
-
-
-def test_the_end_can_be_named(plant, sweep):
-    done = {"Hmm": {"7": 1.0}, "7": {"done": 1.0}, "done": {"####": 1.0}, **ANSWER}
-    model = plant(TURN, {"": {"8": 1.0}, "<|im_start|>": {"Hmm": 1.0}, **done}, words=["Hmm", "####", "done"])
-    record = sweep(model, "--think_end", "done")[2]["results"][0]
-    assert (record["generated_text"], record["thinking_text"], record["thinking_tokens"]) == (
-        "#### 5",
-        "Hmm7",
-        3,
-    )
-
-
-def test_a_bad_template_is_one_line_before_any_weights_load(plant, sweep, monkeypatch):
+def test_a_bad_template_is_one_line_before_any_weights_load(plant, sweep):
     model = plant(template="{{ raise_exception('no') }}")
     (model / "model.safetensors").write_bytes(b"no weights at all")
     code, said, found = sweep(model)
     assert code == 2 and found is None
     assert f"error: --model_name {model}: its chat template raises TemplateError: no" in said
-
-
-# --- the date ---------------------------------------------------------------------------------------------
 
 
 def test_a_run_that_continues_the_next_day_shows_the_day_it_began(plant, sweep, tmp_path):
@@ -190,242 +250,54 @@ def test_a_run_that_continues_the_next_day_shows_the_day_it_began(plant, sweep, 
     assert sum(record["prompt"].startswith("Today: 26 Jul 2024. ") for record in found["results"]) == 1
 
 
-# --- stop texts -------------------------------------------------------------------------------------------
-
-STOP = ("\nQuestion:",)
-ASKS_ITSELF = {  # a question inside the reasoning, and one behind the answer
-    "": {"<think>": 1.0},
-    "<think>": {"Ċ": 1.0},
-    "Ċ": {"Question": 1.0},
-    "Question": {":": 1.0},
-    ":": {"</think>": 1.0},
-    "</think>": {"5": 1.0},
-    "5": {"Ċ": 1.0},
-}
-
-
-def test_a_stop_text_inside_the_reasoning_stops_nothing(plant):
-    model, tokenizer = load_model(str(plant(None, ASKS_ITSELF)), "cpu", "float32")
-    engine = TransformersEngine(model, tokenizer, max_new_tokens=20)
-    prompt = tuple(tokenizer.encode("Answer"))
-    ((_, completion),) = next(iter(engine.generate([Request(prompt, 0.0, "", STOP)])))
-    assert (completion.text, completion.truncated) == ("5", False)
-    # <think> \n Question : </think> 5 \n Question :
-    assert len(completion.token_ids) == 9
-    assert (completion.thinking_text, completion.thinking_tokens) == ("Question:", 5)
-
-
-def test_rollouts_stop_where_the_engine_does(plant, tmp_path):
-    from test_rollouts import inputs_of, make_trainer
-
-    after = ASKS_ITSELF | {"": {"8": 1.0}, ":": {"<think>": 0.5, "</think>": 0.5}}
-    trainer, seen = make_trainer(plant(None, after), tmp_path, stop=STOP, max_completion_length=40)
-    inputs_of(trainer)
-    texts, ids = seen[0]
-    end = trainer.processing_class.convert_tokens_to_ids("</think>")
-    for text, row in zip(texts, ids, strict=True):
-        closed = end in row
-        assert text.rpartition("</think>")[2].strip() == "5" if closed else text.startswith("<think>")
-        assert (row[-1] == trainer.processing_class.eos_token_id) == (closed and len(row) < 40)
-
-
-def test_a_mark_that_is_a_special_token_is_found(plant, sweep):
-    model = plant(TURN + MARKS, words=["Hmm", "####"], special=[*IM, "<think>", "</think>"])
-    record = sweep(model)[2]["results"][0]
-    assert (record["generated_text"], record["thinking_text"], record["thinking_tokens"]) == (
-        "#### 5",
-        "Hmm7",
-        4,
-    )
-
-
-# --- templates --------------------------------------------------------------------------------------------
-
-KNOWN = {  # what a template writes behind the turn: does it think by itself, opened, and with --thinking off
-    "Qwen3": (SWITCH, True, False, False),
-    "Qwen3 thinking": ("<think>\n", True, True, True),
-    "DeepSeek V3.1": (
-        "{% if thinking is defined and thinking %}<think>{% else %}</think>{% endif %}",
-        False,
-        False,
-        False,
-    ),
-    "history only": (MARKS, True, False, True),
-    "no thinker": ("", False, False, False),
-    "Mistral": ("{# [THINK] [/THINK] #}", True, False, True),
-}
-
-
-@pytest.mark.parametrize("kind", KNOWN)
-def test_a_template_tells_whether_its_model_thinks(kind):
-    from cot.utils.templates import read_format
-
-    tail, by_itself, opened, when_off = KNOWN[kind]
-    tokenizer = make_tokenizer()
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in IM])
-    tokenizer.chat_template = TURN + tail
-    found = read_format(tokenizer)
-    assert (found.thinks, found.reasoning.opened) == (by_itself, opened)
-    assert read_format(tokenizer, thinking="off").thinks == when_off
-    assert found.reasoning.end == ("[/THINK]" if kind == "Mistral" else "</think>")
-    if kind == "DeepSeek V3.1":
-        on = read_format(tokenizer, thinking="on")
-        assert on.thinks and on.reasoning.opened and not on.notes
-
-
-REAL = {  # of TRL's collection: whether it thinks by itself, with on, with off; and the end of its reasoning
-    "deepseek_r1_distill": (True, True, True, "</think>"),
-    "gemma3": (False, False, False, "</think>"),
-    "gemma4": (False, True, False, "<channel|>"),
-    "glm4moe": (True, True, False, "</think>"),
-    "gptoss": (True, True, True, "<|channel|>final<|message|>"),
-    "llama3_2": (False, False, False, "</think>"),
-    "phi3_5": (False, False, False, "</think>"),
-    "qwen2_5": (False, False, False, "</think>"),
-    "qwen3": (True, True, False, "</think>"),
-    "qwen3_5_nothink": (False, True, False, "</think>"),
-}
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_the_templates_of_real_models_are_read_right(name):
-    from pathlib import Path
-
-    import trl
-
-    from cot.utils.prompts import build_prompt
-    from cot.utils.templates import read_format
-
-    tokenizer = make_tokenizer()
-    tokenizer.bos_token = "<|pad|>"
-    path = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
-    tokenizer.chat_template = path.read_text(encoding="utf-8")
-    formats = [read_format(tokenizer, thinking=thinking) for thinking in ("auto", "on", "off")]
-    assert (*(found.thinks for found in formats), formats[0].reasoning.end) == REAL[name]
-    prompt = build_prompt(tokenizer, "How many?", "Solve.")
-    turn = [{"role": "user", "content": "Solve.\n\nQuestion: How many?"}]
-    assert list(prompt.ids) == tokenizer.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
-
-
-@pytest.mark.parametrize(
-    ("text", "end", "parts"),
-    [
-        (
-            "<|channel|>analysis<|message|>3<|end|><|channel|>final<|message|>7",
-            None,
-            ("3<|end|>", "7", False),
-        ),
-        ("<|channel|>analysis<|message|>so 3", None, ("so 3", "", True)),
-        ("<|channel>thought\nso 3<channel|>7", "<channel|>", ("so 3", "7", False)),
-        ("<think>a</think>b<think>c 7", "</think>", ("<think>a</think>b<think>c 7", "", True)),  # begun again
-    ],
-)
-def test_the_blocks_of_other_families_are_split_too(text, end, parts):
-    from cot.utils.thinking import split_thinking
-
-    assert split_thinking(text, end or "<|channel|>final<|message|>") == parts
-
-
-def test_the_end_of_a_reasoning_is_no_end_of_a_turn():
-    from types import SimpleNamespace
-
-    from cot.utils.models import end_token_ids
-
-    tokenizer = make_tokenizer()
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in ("<|end|>", "<|return|>")])
-    tokenizer.eos_token = "<|return|>"
-    tokenizer.chat_template = "analysis<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>"
-    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
-    assert end_token_ids(model, tokenizer) == {tokenizer.convert_tokens_to_ids("<|return|>")}
-
-
-# --- rewards, training, summaries -------------------------------------------------------------------------
-
-
-def test_rewards_read_what_follows_the_reasoning():
-    from cot.utils.cli import PROFILES_DIR
-    from cot.utils.students import load_profiles
-    from cot.utils.thinking import Reasoning
-    from rl.rewards import RewardTable, reward_parts
-
-    parts = reward_parts(["correct", "format", "fidelity"], load_profiles(PROFILES_DIR), 100)
-    steps = "1. 3 + 4 = 7\n2. 7 + 1 = 8\n#### 8"  # as S001 wishes
-    texts = [f"[THINK]#### 9[/THINK]\n{steps}", f"[THINK]{steps}", steps]
-    batch = {"completions": texts, "gold_solution": ["#### 8"] * 3, "memory": [""] * 3}
-    batch |= {"fit_to": ["S001"] * 3, "student_id": ["S001"] * 3}
-    table = RewardTable(parts, reasoning=Reasoning("[THINK]", "[/THINK]"))
-    columns = [function(**batch) for function in table.functions()]
-    assert columns[0] == [1.0, 0.0, 1.0] and columns[1] == [1.0, 0.0, 1.0]
-    assert columns[2][0] == columns[2][2] > 0 == columns[2][1]
-
-    opened = RewardTable(parts, reasoning=Reasoning("<think>", "</think>", opened=True))
-    batch["completions"] = ["so it is 8", "so it is 9</think>#### 8", "#### 8"]
-    assert opened.functions()[0](**batch) == [0.0, 1.0, 0.0]
+# --- training ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_a_thinking_policy_is_trained_and_evaluated_by_its_answers(plant, tmp_path):
-    from cot.utils.cli import PROFILES_DIR
-    from rl.train_rl_memory import main
-
-    path = tmp_path / "questions.jsonl"
+    path, run = tmp_path / "questions.jsonl", tmp_path / "run"
     rows = [{"question": f"{number} - {number - 5}?", "answer": "#### 5"} for number in range(5, 15)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     dated = "Today: {{ strftime_now('%d %b %Y') }}. " + TURN + SWITCH
     ends = {"7": 0.4, "</think>": 0.6}
-    model = plant(dated, THINKS | {"Hmm": ends, "7": ends})
+    flags = {
+        "preset": "cpu",
+        "model_name": plant(dated, THINKS | {"Hmm": ends, "7": ends}),
+        "dataset": path,
+        "profiles_dir": PROFILES_DIR,
+        "max_steps": 2,
+        "num_generations": 4,
+        "prompts_per_step": 1,
+        "eval_size": 2,
+        "eval_every": 9,
+        "memory_tokens": 40,
+        "sample_every": 1,
+        "save_steps": 1,
+        "reward_weights": "correct=1,coin=1",
+        "output_dir": run,
+    }
 
-    def train():
-        flags = {"preset": "cpu", "model_name": model, "dataset": path, "profiles_dir": PROFILES_DIR}
-        flags |= {
-            "max_steps": 2,
-            "num_generations": 4,
-            "prompts_per_step": 1,
-            "eval_size": 2,
-            "eval_every": 9,
-        }
-        flags |= {"memory_tokens": 40, "sample_every": 1, "save_steps": 1, "output_dir": tmp_path / "run"}
-        flags |= {"reward_weights": "correct=1,coin=1"}
-        code, out, error = run_here(main, *(f"--{name}={value}" for name, value in flags.items()))
+    def train() -> tuple[dict, list[dict], list[dict]]:
+        code, out, error = run_here(
+            train_rl_memory.main, *(f"--{key}={value}" for key, value in flags.items())
+        )
         print(out, error)
         assert code == 0
-        return read_strictly(tmp_path / "run" / "run.json"), [
-            [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
-            for name in ("metrics.jsonl", "completions.jsonl")
-        ]
+        texts = [(run / name).read_text() for name in ("metrics.jsonl", "completions.jsonl")]
+        metrics, completions = ([json.loads(line) for line in text.splitlines()] for text in texts)
+        return read_strictly(run / "run.json"), metrics, completions
 
-    run, (metrics, completions) = train()
-    assert run["config"]["max_completion_length"] == 1024  # half of the context
+    record, metrics, completions = train()
+    assert record["config"]["max_completion_length"] == 1024  # half of the context
     assert metrics[0]["eval/accuracy"] == 1.0
     assert all(step["rewards/correct/mean"] == 1.0 for step in metrics if "loss" in step)
     assert all(line["completion"].startswith("<think>Hmm") for line in completions)
 
     # continued the next day
-    later = run | {"status": "cancelled", "started": "20240726_235900"}
-    (tmp_path / "run" / "run.json").write_text(json.dumps(later))
-    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "gone")
-    run, (_, completions) = train()
-    assert run["started"] == "20240726_235900"
+    later = record | {"status": "cancelled", "started": "20240726_235900"}
+    (run / "run.json").write_text(json.dumps(later))
+    (run / "checkpoint-2").rename(tmp_path / "gone")
+    record, _, completions = train()
+    assert record["started"] == "20240726_235900"
     dates = [line["prompt"].startswith("Today: 26 Jul 2024. ") for line in completions]
     assert dates == [False] * 4 + [True] * 4
-
-
-def test_the_summary_counts_what_was_cut_off_while_thinking():
-    from cot.utils.summary import describe, look_at
-
-    cut = {
-        "unparsed_reason": "thinking_cut_off",
-        "predicted_answer": None,
-        "answer_mark": None,
-        "truncated": True,
-    }
-    rows = [
-        planted_record(f"q{number}", correct=number > 2, **(cut if number < 3 else {}))
-        for number in range(10)
-    ]
-    assert (
-        describe([row | {"predicted_answer": None} for row in rows[:3]] + rows[3:])["thinking_cut_off"] == 3
-    )
-    assert look_at(rows, 4096)[1:] == [
-        "3 of 10 reasonings were cut off and have no answer: try --max_new_tokens 8192, or --thinking off"
-    ]
