@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -24,11 +25,13 @@ from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
 from cot.utils.students import (
     END,
     Interaction,
+    Manner,
     MemoryLog,
     Profile,
     check_as_of,
     in_time_order,
     load_profiles,
+    load_truths,
     pick_students,
     render_profile,
 )
@@ -209,7 +212,7 @@ def test_what_was_appended_is_read_in_time_order(tmp_path):
     assert log.append([early]) == 1
     assert log.read("S1") == [early, late]
     lines = (tmp_path / "memory/S1.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [late.model_dump(), early.model_dump()]
+    assert [json.loads(line) for line in lines] == [late.content, early.content]
     assert list(json.loads(lines[0])) == list(FIELDS)
 
 
@@ -404,3 +407,50 @@ def test_two_writers_at_once_lose_and_double_nothing(tmp_path):
     ids = " ".join(writer.communicate(timeout=60)[0] for writer in writers).split()
     assert len(set(ids)) == len(ids) == 2 * 20 * 2  # writers, appends, interactions
     assert read_ids(tmp_path) == set(ids)
+
+
+# ---- what texts are judged by
+
+
+def write_students(folder: Path, truth: str) -> Path:
+    for name in ("S1", "S2"):
+        profile = PROFILE | {"student_id": name, "explanation_style": None, "learning_preferences": []}
+        (folder / f"{name}.json").write_text(json.dumps(profile))
+    (folder / "truth.json").write_text(truth)
+    return folder
+
+
+def test_a_truth_is_the_profile_with_what_the_student_needs(tmp_path):
+    folder = write_students(tmp_path, '{"S1": {"style": "check_at_end", "hint": false}}')
+    profiles = load_profiles(folder)
+    truths = load_truths(folder, profiles)
+    assert (truths["S1"].explanation_style, truths["S1"].learning_preferences) == (
+        "check_at_end",
+        ["no hint"],
+    )
+    assert truths["S2"] == profiles["S2"]
+    assert load_truths(folder, {"S2": profiles["S2"]}) == {"S2": profiles["S2"]}
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        ('{"S9": {"style": "check_at_end"}}', "truth.json: S9: no such profile"),
+        ('{"S1": {"style": "poem"}}', "truth.json: S1: style: expected one of numbered_steps"),
+        ('{"S1": {"hint": "yes"}}', "truth.json: S1: hint: expected true or false, got str"),
+    ],
+)
+def test_a_malformed_truth_is_named(truth, message, tmp_path):
+    folder = write_students(tmp_path, truth)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_truths(folder, load_profiles(folder))
+
+
+def test_a_manner_is_kept_in_the_log_and_its_absence_leaves_no_trace(tmp_path):
+    log = MemoryLog(tmp_path)
+    plain, manner = Interaction(**FIELDS), Manner(style="check_at_end", hint=True)
+    told = Interaction(**FIELDS | {"time": "2026-05-01T09:00:00Z", "manner": manner})
+    log.append([plain, told])
+    lines = (tmp_path / f"{plain.student_id}.jsonl").read_text().splitlines()
+    assert "manner" not in lines[0] and '"style": "check_at_end"' in lines[1]
+    assert log.read(plain.student_id) == [plain, told]

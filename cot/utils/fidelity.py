@@ -231,17 +231,23 @@ def constraint_report(text: str, profile: "Profile") -> dict[str, bool]:
     Raises:
         KeyError: the explanation style is none of `EXPLANATION_STYLES`.
     """
-    report = {profile.explanation_style: EXPLANATION_STYLES[profile.explanation_style](text)}
+    style = profile.explanation_style
+    report = {style: EXPLANATION_STYLES[style](text)} if style else {}
     for preference in profile.learning_preferences:
         if preference in CHECKABLE_PREFERENCES:
             report[preference] = CHECKABLE_PREFERENCES[preference](text)
     return report
 
 
-def fidelity(text: str, profile: "Profile") -> float:
-    """Share in [0, 1] of the student's machine-checkable constraints that the text meets."""
+def has_wishes(profile: "Profile") -> bool:
+    """Whether there is anything about the student that a check can judge."""
+    return bool(constraint_report("", profile))
+
+
+def fidelity(text: str, profile: "Profile") -> float | None:
+    """Share in [0, 1] of the student's checkable constraints that the text meets; None where it has none."""
     report = constraint_report(text, profile)
-    return sum(report.values()) / len(report)
+    return sum(report.values()) / len(report) if report else None
 
 
 def copying(text: str, memory: str) -> float:

@@ -91,7 +91,7 @@ class Memory:
     what_helped: tuple[Evidence, ...]
 
 
-def _fading(since: str, until: str, half_life_days: float | None) -> float:
+def fading(since: str, until: str, half_life_days: float | None) -> float:
     """2^(-elapsed / half-life), 1 without a half-life."""
     if half_life_days is None:
         return 1.0
@@ -99,7 +99,7 @@ def _fading(since: str, until: str, half_life_days: float | None) -> float:
     return 2.0 ** (-elapsed_s / SECONDS_PER_DAY / half_life_days)
 
 
-def _now(ordered: list[Interaction], as_of: str) -> str:
+def last_moment(ordered: list[Interaction], as_of: str) -> str:
     """The moment up to which ages count: `as_of`, or the last interaction's."""
     if as_of != END:
         return as_of
@@ -129,12 +129,12 @@ def mastery_by_skill(
 
     def fade(skill: str, until: str) -> float:
         p, since = state[skill]
-        return parameters.p_init + (p - parameters.p_init) * _fading(since, until, half_life_days)
+        return parameters.p_init + (p - parameters.p_init) * fading(since, until, half_life_days)
 
     for item in ordered:
         before = fade(item.skill, item.time) if item.skill in state else parameters.p_init
         state[item.skill] = (update_mastery(before, item.correct, parameters), item.time)
-    return {skill: fade(skill, _now(ordered, as_of)) for skill in state}
+    return {skill: fade(skill, last_moment(ordered, as_of)) for skill in state}
 
 
 def consolidate(
@@ -169,7 +169,7 @@ def consolidate(
     struggling = [
         s for s in skills if s.mastery < parameters.p_init and s.exercises >= STRUGGLING_FROM_EXERCISES
     ]
-    now = _now(ordered, as_of)
+    now = last_moment(ordered, as_of)
     errors, helped = [], []
     for items in by_skill.values():
         for error in _gather(items, "error_type", now, half_life_days):
@@ -195,7 +195,7 @@ def _gather(items: list[Interaction], field: str, now: str, half_life_days: floa
     return [
         Evidence(items[0].skill, text, len(seen), seen[-1])
         for text, seen in times.items()
-        if sum(_fading(time, now, half_life_days) for time in seen) >= FADED_BELOW
+        if sum(fading(time, now, half_life_days) for time in seen) >= FADED_BELOW
     ]
 
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -28,6 +28,7 @@ STUDENT_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 LOCK_TIMEOUT_S = 60.0
+TRUTH = "truth.json"  # beside the profiles of simulated students
 STYLE_IN_WORDS = {
     "numbered_steps": "numbered steps, a line for each: 1., 2., 3.",
     "short_sentences": "short sentences of at most 12 words",
@@ -35,6 +36,9 @@ STYLE_IN_WORDS = {
     "equations_first": "every line begins with its equation",
     "check_at_end": "a last line 'Check:' with another equation that confirms the answer",
 }
+HINT_IN_WORDS = {True: "a hint first", False: "no hint"}
+SupportLevel = Literal["worked_out", "guided", "brief"]  # the most support first
+SUPPORT_LEVELS: tuple[SupportLevel, ...] = get_args(SupportLevel)
 
 
 def parse_time(value: str) -> datetime:
@@ -95,15 +99,26 @@ class Profile(BaseModel):
     grade_level: Phrase
     strengths: list[Phrase]
     challenges: list[Phrase]
-    learning_preferences: list[Phrase]
-    explanation_style: Annotated[str, AfterValidator(_checked_style)]
+    learning_preferences: list[Phrase] = []
+    explanation_style: Annotated[str, AfterValidator(_checked_style)] | None = None
     notes: Annotated[str, Field(max_length=2000)] = ""
+
+
+class Manner(BaseModel):
+    """How an explanation was made: its style, whether a hint came first, and how much support it gave."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    style: Annotated[str, AfterValidator(_checked_style)] | None = None
+    hint: bool | None = None
+    support: SupportLevel | None = None
 
 
 class Interaction(BaseModel):
     """One exercise that a student worked on. Unknown fields and loose types are refused.
 
-    `error_type` is what went wrong, `what_helped` the explanation after which the student understood.
+    `error_type` is what went wrong, `what_helped` the explanation after which the student understood,
+    `manner` how the explanation was made that came before the answer.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -116,11 +131,17 @@ class Interaction(BaseModel):
     correct: bool
     error_type: Text | None = None
     what_helped: Text | None = None
+    manner: Manner | None = None
+
+    @property
+    def content(self) -> dict:
+        """All fields, as a log's line holds them; `manner` where one was noted."""
+        return self.model_dump(exclude=None if self.manner else {"manner"})
 
     @property
     def id(self) -> str:
         """16 hexadecimal digits of the content's SHA-256: equal interactions have equal ids."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
 
 
@@ -147,13 +168,41 @@ def load_profiles(folder: Path) -> dict[str, Profile]:
     Raises:
         UserError: the folder is absent or holds no profile, or one of them is malformed: file and field.
     """
-    paths = sorted(Path(folder).glob("*.json"))
+    paths = sorted(path for path in Path(folder).glob("*.json") if path.name != TRUTH)
     if not paths:
         raise UserError(f"--profiles_dir {folder}: no profile (*.json) there; see profiles/README.md")
     profiles = {path.stem: _load_profile(path) for path in paths}
     if len({student_id.lower() for student_id in profiles}) < len(profiles):
         raise UserError(f"--profiles_dir {folder}: two student ids differ only in upper and lower case")
     return profiles
+
+
+def load_truths(folder: Path, profiles: Mapping[str, Profile]) -> dict[str, Profile]:
+    """The profiles against which texts are judged: for simulated students with what they need as wishes.
+
+    `truth.json` holds, by student id, `explanation_style` and `hint` of students who never said what they
+    need. It is read for judging alone, and no prompt is made from it. Without it the profiles themselves.
+
+    Raises:
+        UserError: the file is malformed, or speaks of a student who has no profile.
+    """
+    path = Path(folder) / TRUTH
+    if not path.exists():
+        return dict(profiles)
+    truths = dict(profiles)
+    for student_id, record in read_json(path).items():
+        if not path.with_name(f"{student_id}.json").exists():
+            raise UserError(f"{path}: {student_id}: no such profile")
+        if student_id not in profiles:  # not one of those at hand
+            continue
+        try:
+            needs = Manner.model_validate(record)
+        except ValidationError as error:
+            raise UserError(f"{path}: {student_id}: {describe_error(error)}") from error
+        wishes = [] if needs.hint is None else [HINT_IN_WORDS[needs.hint]]
+        update = {"explanation_style": needs.style, "learning_preferences": wishes}
+        truths[student_id] = profiles[student_id].model_copy(update=update)
+    return truths
 
 
 def _load_profile(path: Path) -> Profile:
@@ -183,15 +232,23 @@ def pick_students(names: Sequence[str], profiles: Mapping[str, Profile]) -> list
 
 def render_profile(profile: Profile) -> list[str]:
     """The profile as short lines for a prompt, most important first; the student's id, never a name."""
-    lines = [
-        f"Student {profile.student_id}, {profile.grade_level}.",
-        f"Explanation style: {STYLE_IN_WORDS[profile.explanation_style]}.",
-        f"Prefers: {'; '.join(profile.learning_preferences)}.",
-        f"Challenges: {'; '.join(profile.challenges)}.",
-        f"Strengths: {'; '.join(profile.strengths)}.",
-        profile.notes,
-    ]
-    return [line for line in lines if line and not line.endswith(": .")]
+    who = f"Student {profile.student_id}, {profile.grade_level}."
+    return [who, *render_wishes(profile), *render_traits(profile)]
+
+
+def render_wishes(profile: Profile) -> list[str]:
+    """What the student says it prefers, as lines for a prompt; none where nobody has said."""
+    style, preferences = profile.explanation_style, profile.learning_preferences
+    lines = [f"Explanation style: {STYLE_IN_WORDS[style]}."] if style else []
+    return lines + ([f"Prefers: {'; '.join(preferences)}."] if preferences else [])
+
+
+def render_traits(profile: Profile) -> list[str]:
+    """Challenges, strengths and notes as lines for a prompt, most important first."""
+    lines = []
+    for label, entries in (("Challenges", profile.challenges), ("Strengths", profile.strengths)):
+        lines += [f"{label}: {'; '.join(entries)}."] if entries else []
+    return lines + ([profile.notes] if profile.notes else [])
 
 
 def in_time_order(interactions: Iterable[Interaction], as_of: str = END) -> list[Interaction]:
@@ -264,7 +321,7 @@ class MemoryLog:
                 there = set(logged)
                 new = [item for item in dict.fromkeys(interactions) if item not in there]
                 if new:
-                    lines = [json.dumps(item.model_dump(), ensure_ascii=False) + "\n" for item in new]
+                    lines = [json.dumps(item.content, ensure_ascii=False) + "\n" for item in new]
                     _write_at(path, whole_bytes, ("\n" * unfinished + "".join(lines)).encode())
             finally:
                 lock.release()

@@ -1,0 +1,91 @@
+"""Which manner of explaining worked for a student: counted from what happened, never from a wish.
+
+An interaction may say how its exercise had been explained (`Manner`): in which style, with a hint or without,
+with how much support. For each style, and for hints, the record counts how many explanations a student had
+and after how many the answer was right. With a half-life an old one weighs less than a new one, so that a
+student whose needs change is followed. The record is a function of the interactions alone.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cot.utils.mastery import fading, last_moment
+from cot.utils.students import END, HINT_IN_WORDS, STYLE_IN_WORDS, Interaction, Manner, in_time_order
+
+IN_WORDS: dict = STYLE_IN_WORDS | HINT_IN_WORDS  # type: ignore[operator]  # by style, or by hint or none
+PRIOR = (1.0, 1.0)  # right and wrong answers that every manner is taken to have had: Beta(1, 1)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A value of a manner that a student has met: a style, or a hint or none.
+
+    Attributes:
+        value: a key of `STYLE_IN_WORDS` or of `HINT_IN_WORDS`.
+        right, times: answers, as they were.
+        odds: P(right) with forgetting, the mean of its Beta posterior.
+    """
+
+    value: str | bool
+    right: int
+    times: int
+    odds: float
+
+
+@dataclass(frozen=True)
+class MannerRecord:
+    """What a student has met and what came of it, the best first; empty where no manner was ever noted."""
+
+    styles: tuple[Tried, ...] = ()
+    hints: tuple[Tried, ...] = ()
+
+
+def record_manners(
+    interactions: Iterable[Interaction], as_of: str = END, half_life_days: float | None = None
+) -> MannerRecord:
+    """Counts the manners of one student's explanations that came before a moment.
+
+    Args:
+        as_of, half_life_days: as in `mastery.mastery_by_skill`; an explanation weighs 2^(-age / half-life).
+    """
+    ordered = [item for item in in_time_order(interactions, as_of) if item.manner is not None]
+    now = last_moment(ordered, as_of)
+
+    def tried(value_of) -> tuple[Tried, ...]:
+        by_value: dict[str | bool, list[Interaction]] = {}
+        for item in ordered:
+            if value_of(item.manner) is not None:
+                by_value.setdefault(value_of(item.manner), []).append(item)
+        found = []
+        for value, items in by_value.items():
+            weights = [fading(item.time, now, half_life_days) for item in items]
+            right = sum(weight for weight, item in zip(weights, items, strict=True) if item.correct)
+            odds = (PRIOR[0] + right) / (sum(PRIOR) + sum(weights))
+            found.append(Tried(value, sum(item.correct for item in items), len(items), odds))
+        return tuple(sorted(found, key=lambda entry: (-entry.odds, str(entry.value))))
+
+    return MannerRecord(tried(lambda manner: manner.style), tried(lambda manner: manner.hint))
+
+
+def render_record(record: MannerRecord) -> list[str]:
+    """The record as lines for a prompt: what worked best, then the rest, each with its counts."""
+
+    def told(entries: Iterable[Tried]) -> str:
+        return "; ".join(
+            f"{IN_WORDS[entry.value]} ({entry.right} of {entry.times} right)" for entry in entries
+        )
+
+    best = [*record.styles[:1], *record.hints[:1]]
+    rest = [*record.styles[1:], *record.hints[1:]]
+    lines = [f"What worked best: {told(best)}."] if best else []
+    return lines + ([f"What worked less: {told(rest)}."] if rest else [])
+
+
+def render_manner(manner: Manner) -> str:
+    """A manner in the words of the record.
+
+    >>> render_manner(Manner(style="equations_first", hint=False))
+    'every line begins with its equation; no hint'
+    """
+    style = [] if manner.style is None else [STYLE_IN_WORDS[manner.style]]
+    return "; ".join(style + ([] if manner.hint is None else [HINT_IN_WORDS[manner.hint]]))
