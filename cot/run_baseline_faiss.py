@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.questions import load_questions, worked_examples
     from cot.utils.rows import expand
     from cot.utils.runner import Run
-    from cot.utils.students import MemoryLog, load_profiles, pick_students
+    from cot.utils.students import MemoryLog, load_profiles, load_truths, pick_students
     from cot.utils.sweeps import announce, finish_sweep, load_scorers
 
     # the students: checked before anything is loaded
@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         pick_students(args.students, profiles)
     if "shuffled" in args.memory and len(profiles) < 2:
         raise UserError("--memory shuffled: needs a second profile whose memory can stand in")
+    truths = load_truths(args.profiles_dir, profiles)
     log = MemoryLog(args.profiles_dir / "memory")
     histories = {student: log.read(student) for student in profiles}
 
@@ -124,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         min_similarity=args.min_similarity,
         half_life_days=args.memory_half_life,
+        level=args.memory_level,
+        truths=truths,
     )
     rows = []
     for index, moment in place_students(args, questions.questions, arms, scorers.embedder):
@@ -149,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         rows=rows,
         sources={source.name: source},
         shape=shape,
-        profiles=profiles,
+        profiles=truths,
         config=config | scorers.describe(),
         folder=folder,
         tokenizers=tokenizers,

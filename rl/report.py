@@ -194,7 +194,8 @@ def render_evaluation(document: Mapping, figures: Sequence[str]) -> str:
         f"{config['dataset_source']}; {config['moments']} moments of {config['students_followed']} students,"
     )
     about += f" {config['questions']} questions; temperatures {config['temperatures']},"
-    about += f" {config['num_samples']} sample(s), seed {config['seed']}."
+    about += f" {config['num_samples']} sample(s), seed {config['seed']};"
+    about += f" level of memory: {config['memory_level']}."
     policies = [(p["name"], f"`{p['model']}`", p["memory"] or "–") for p in config["policies"]]
 
     lines = [f"# Evaluation of {document['started']}", "", about, ""]
@@ -322,6 +323,7 @@ A {adapter}, trained from {Path(base).name} (revision {config["model"]["revision
 optimization (GRPO, arXiv 2402.03300) on prompts that carry what is known about a student.
 
 **Data**: {data}. **Memory arm**: {config["memory"]}, mix of own, none and shuffled {config["memory_mix"]}.
+**Level of memory**: {config["memory_level"]}.
 
 {_lines(render_table(("reward part", "weight"), weights))}
 

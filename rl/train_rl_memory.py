@@ -49,7 +49,7 @@ from rl.settings import (
 IDENTITY = (
     *("dataset", "chapters", "students", "cot_prompt", "seed"),
     *("thinking", "chat_template_kwargs", "think_end"),
-    *("memory", "memory_mix", "memory_tokens", "memory_half_life", "top_k", "min_similarity"),
+    *("memory", "memory_mix", "memory_level", "memory_tokens", "memory_half_life", "top_k", "min_similarity"),
     *("weights", "num_generations", "prompts_per_step", "max_completion_length", "max_prompt_length"),
     *("learning_rate", "beta", "max_steps", "loss_type", "scale_rewards", "grpo"),
     *("use_peft", "lora_r", "lora_alpha"),
@@ -233,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
 
     # what is rewarded, and what watches
     table = RewardTable(
-        parts=reward_parts(list(args.weights), arms.profiles, args.max_completion_length),
+        parts=reward_parts(list(args.weights), arms.truths, args.max_completion_length),
         samples=folder / "completions.jsonl",
         sample_every=args.sample_every,
         writes=processes.is_main_process,

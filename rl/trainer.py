@@ -186,7 +186,7 @@ def make_evaluator(
         was_training = model.training
         model.eval()
         records = answer_now(
-            TransformersEngine(model, tokenizer, max_new_tokens), rows, prompts, arms.profiles, seed
+            TransformersEngine(model, tokenizer, max_new_tokens), rows, prompts, arms.truths, seed
         )
         model.train(was_training)
 

@@ -16,7 +16,7 @@ from cot.utils.memory_arms import (
 from cot.utils.prompts import body_tokens
 from cot.utils.questions import Question, load_questions
 from cot.utils.retrieval import load_embedder
-from cot.utils.students import END, load_profiles
+from cot.utils.students import END, Manner, load_profiles
 from cot.utils.textbook import load_chapters
 
 ASKED = Question("q", "Tom has 12 pears and eats 5. How many are left?", "#### 7", "subtraction", "take_away")
@@ -178,3 +178,63 @@ def test_an_interaction_reads_as_one_line():
     assert render_interaction(wrong) == expected
     long = render_interaction(past("S001", "2026-01-01", "word " * 100))
     assert len(long) < 220 and "…" in long
+
+
+# ---- what a memory tells of how to teach the student
+
+
+def tried(day: str, style: str, correct: bool):
+    manner = Manner(style=style, hint=False, support="brief")
+    question = f"Ann has {len(day)} pears and eats 4 on {day}. How many are left?"
+    return past("S001", day, question, correct=correct, manner=manner)
+
+
+TRIED = [
+    tried("2026-01-01", "guiding_questions", False),
+    tried("2026-01-02", "equations_first", True),
+    tried("2026-01-03", "equations_first", True),
+]
+WISHES = ("Explanation style", "Prefers")  # of S001, who wishes numbered steps and a hint
+
+
+def shown_at(embedder, level: str, as_of: str = END) -> str:
+    profiles = load_profiles(PROFILES_DIR)
+    arms = MemoryArms(profiles, {"S001": TRIED}, embedder, seed=0, top_k=2, min_similarity=0.0, level=level)
+    return "\n".join(arms.show(arms.moment("S001", ASKED, as_of), "own").lines)
+
+
+def test_stated_wishes_stand_in_the_memory_and_what_worked_does_not(embedder):
+    text = shown_at(embedder, "stated")
+    assert all(wish in text for wish in WISHES) and "Past exercise" in text
+    assert "worked" not in text and "Explained with" not in text
+
+
+def test_the_history_tells_what_worked_and_no_wish(embedder):
+    text = shown_at(embedder, "history")
+    assert not any(wish in text for wish in WISHES) and "numbered steps" not in text
+    assert "What worked best: every line begins with its equation (2 of 2 right)" in text
+    assert text.index("What worked best") < text.index("take away") < text.index("What worked less")
+
+
+def test_episodes_tell_what_happened_and_draw_no_conclusion(embedder):
+    text = shown_at(embedder, "episodes")
+    assert not any(wish in text for wish in WISHES) and "What worked" not in text
+    assert text.count("Explained with every line begins with its equation; no hint. Answered right.") >= 1
+
+
+def test_the_history_knows_nothing_of_the_future(embedder):
+    text = shown_at(embedder, "history", as_of="2026-01-02T09:00:00Z")
+    assert "guiding questions, each followed by its answer (0 of 1 right)" in text and "equation" not in text
+
+
+def test_what_texts_are_judged_by_stands_in_no_prompt(embedder):
+    profiles = load_profiles(PROFILES_DIR)
+    hidden = profiles["S001"].model_copy(update={"explanation_style": "check_at_end", "notes": "canary"})
+    for level in ("stated", "history", "episodes"):
+        arms = MemoryArms(
+            profiles, {"S001": TRIED}, embedder, seed=0, level=level, truths=profiles | {"S001": hidden}
+        )
+        arms.shift_times(cross(["S001", "S002"], [ASKED], arms))
+        for arm in ("own", "shuffled", "random"):
+            text = "\n".join(arms.show(arms.moment("S001", ASKED), arm).lines)
+            assert "canary" not in text and "'Check:'" not in text

@@ -95,8 +95,10 @@ def test_an_arm_without_answers_is_a_row_of_dashes():
     summary = {"policies": {"base": {"own": table}}, "comparisons": [], "adaptivity": {}, "verdicts": []}
     config = {"dataset_source": "textbook test", "moments": 0, "students_followed": 0, "questions": 0}
     config |= {"temperatures": [0.7], "num_samples": 1, "seed": 0, "policies": []}
+    config["memory_level"] = "history"
     text = render_evaluation({"started": "T", "config": config, "summary": summary}, [])
     assert "| base | own | 0 | – | – | – | – | – | – (–) | – | – | – | – |" in text
+    assert "level of memory: history." in text
 
 
 def test_the_card_says_what_the_model_was_made_from_and_how_it_scores(tmp_path):
@@ -105,6 +107,7 @@ def test_the_card_says_what_the_model_was_made_from_and_how_it_scores(tmp_path):
     config = {"model": {"name": "/models/base", "revision": "abc"}, "use_peft": True, "memory": "own"}
     config |= {"weights": {"correct": 1.0, "format": 0.1}, "dataset_source": "textbook train", "rows": 8}
     config |= {"dropped": 1, "memory_mix": [0.7, 0.15, 0.15], "eval": "4 held-out exercises", "seed": 0}
+    config["memory_level"] = "history"
     names = ("learning_rate", "beta", "loss_type", "scale_rewards", "num_generations", "prompts_per_step")
     config |= dict.fromkeys((*names, "max_completion_length"), 1)
     lines = [{"step": 0, "eval/accuracy": 0.25}, {"step": 1}, {"step": 2, "eval/accuracy": 0.5}]
@@ -112,4 +115,4 @@ def test_the_card_says_what_the_model_was_made_from_and_how_it_scores(tmp_path):
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\nbase_model: /models/base\n") and "# rl_1" in card
     assert "| format | 0.1 |" in card and "| accuracy | 0.25 | 0.5 |" in card
-    assert "before and after 2 steps" in card
+    assert "before and after 2 steps" in card and "**Level of memory**: history." in card

@@ -17,6 +17,7 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 DATA_DIR = REPO_ROOT / "data"
 PROFILES_DIR = REPO_ROOT / "profiles"
 BASE = "base"  # the policy that the trained ones began with
+MEMORY_LEVELS = ("stated", "history", "episodes")
 MIN_SIMILARITY = 0.2  # cosine below which a past exercise is left out of a memory
 COT_PROMPT = (
     "Solve the problem step by step, one short step on each line. "
@@ -235,7 +236,7 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_memory_flags(parser: argparse.ArgumentParser) -> None:
-    """--profiles_dir --students --top_k --min_similarity --memory_tokens --memory_half_life."""
+    """Whose memory is shown, at which level, and how much of it."""
     group = parser.add_argument_group("student memory")
     group.add_argument(
         "--profiles_dir",
@@ -252,6 +253,13 @@ def add_memory_flags(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="ids of the students to answer for, or all; nearest, where it is the default, is for each"
         " question the student whose profile is most similar to it",
+    )
+    group.add_argument(
+        "--memory_level",
+        default=MEMORY_LEVELS[0],
+        choices=MEMORY_LEVELS,
+        help="what a memory tells of how to teach the student: its wishes as it states them, the history of"
+        " which manner of explaining was followed by right answers, or past episodes alone (--top_k)",
     )
     group.add_argument(
         "--top_k",

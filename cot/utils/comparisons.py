@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from cot.utils.cli import BASE
 from cot.utils.clusters import OF_THE_STUDENT, Sample, effect_of, mean_of, number_clusters, observe
-from cot.utils.fidelity import fidelity
+from cot.utils.fidelity import fidelity, has_wishes
 from cot.utils.stats import (
     Interval,
     cosine_distances,
@@ -179,19 +179,24 @@ def judge_fits(records: Records, profiles: Mapping[str, Profile]) -> list[dict]:
         texts for others on the same question and temperature, in [-1, 1], None without another text; and
         from the fidelity of the text to all students `identification`, 1 where its own student's is the
         highest, and `reciprocal_rank`. Ties share the credit: among k best-fitting students each has 1/k of a
-        hit, and a tied student's rank is the mean of the ranks that the tie covers.
+        hit, and a tied student's rank is the mean of the ranks that the tie covers. All are None for a
+        student who has no wishes.
     """
     fits: dict[str, dict[str, float]] = {}  # by text
+    judges = {student: profile for student, profile in profiles.items() if has_wishes(profile)}
     by_question: dict[tuple, list[dict]] = defaultdict(list)
     for record in records:
         text = record["generated_text"]
         if text not in fits:
-            fits[text] = {student: fidelity(text, profile) for student, profile in profiles.items()}
+            fits[text] = {student: fidelity(text, profile) for student, profile in judges.items()}
         by_question[record["question_id"], record["temperature"]].append(record)
 
     judged = []
     for record in records:
         student, own = record["student_id"], fits[record["generated_text"]]
+        if student not in judges:
+            judged.append(dict.fromkeys(("specificity", "identification", "reciprocal_rank")))
+            continue
         others = [
             fits[other["generated_text"]][student]
             for other in by_question[record["question_id"], record["temperature"]]
@@ -217,7 +222,11 @@ def fit_to_students(records: Records, profiles: Mapping[str, Profile]) -> tuple[
         students that the records speak of, `{n, top1, mrr, chance}`, where a text that is the same for all
         has exactly the chance, 1 / students.
     """
-    first = [record for record in usable(records) if record["sample"] == 0]
+    first = [
+        record
+        for record in usable(records)
+        if record["sample"] == 0 and has_wishes(profiles[record["student_id"]])
+    ]
     students = sorted({record["student_id"] for record in first})
     judged = judge_fits(first, {student: profiles[student] for student in students})
     marked = [record | fit for record, fit in zip(first, judged, strict=True)]

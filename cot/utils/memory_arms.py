@@ -16,22 +16,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cot.utils.cli import MIN_SIMILARITY
+from cot.utils.cli import MEMORY_LEVELS, MIN_SIMILARITY
+from cot.utils.manners import record_manners, render_manner, render_record
 from cot.utils.mastery import Memory, consolidate, mastery_by_skill, render_memory
 from cot.utils.prompts import Prompt, body_tokens, build_prompt, fit_lines
 from cot.utils.questions import Question
 from cot.utils.retrieval import OwnMemories, RetrievedMemory
-from cot.utils.students import END, Interaction, Profile, render_profile
+from cot.utils.students import END, Interaction, Profile, render_profile, render_wishes
 from cot.utils.templates import PromptFormat, read_format
 from cot.utils.textbook import load_chapters
 
 ARMS = ("own", "none", "shuffled", "random", "time_shuffled")
 QUESTION_CHARACTERS = 160  # of a past exercise, in a prompt
-# The order of a memory's lines, so that a budget cuts what matters least: who the student is and what it
-# wishes, where it stands with the skill at hand, the rest of the profile, more consolidated memory, past
-# exercises, what is left.
-PROFILE_FIRST = 3
-CONSOLIDATED_FIRST = 4
+CONSOLIDATED_FIRST = 4  # lines that come before past exercises
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,9 @@ class MemoryArms:
         top_k: past exercises a prompt.
         min_similarity: cosine that a past exercise must reach.
         half_life_days: of forgetting; None for no forgetting.
+        level: what a memory tells of how the student is to be taught, one of `MEMORY_LEVELS`: its wishes in
+            words, what worked as a record, or nothing but past exercises, each with its manner.
+        truths: against which texts are judged, where that is more than the profiles say; never shown.
     """
 
     def __init__(
@@ -117,7 +117,10 @@ class MemoryArms:
         top_k: int = 0,
         min_similarity: float = MIN_SIMILARITY,
         half_life_days: float | None = None,
+        level: str = MEMORY_LEVELS[0],
+        truths: Mapping[str, Profile] | None = None,
     ) -> None:
+        self.level, self.truths = level, dict(truths or profiles)
         self.profiles, self.histories = dict(profiles), histories
         self._seed, self._top_k, self._min_similarity = seed, top_k, min_similarity
         self._half_life_days = half_life_days
@@ -203,15 +206,29 @@ class MemoryArms:
 
     def _recall(self, arm: str, student_id: str, question: Question, as_of: str) -> StudentMemory:
         """A student's profile, consolidated memory and past exercises, with regard to a question."""
+        profile, level = self.profiles[student_id], self.level
         found = self._retrieve(student_id, question.question, as_of) if self._top_k else []
-        profile = render_profile(self.profiles[student_id])
+        past = [render_interaction(memory.interaction, level != "stated") for memory in found]
         consolidated = render_memory(self._consolidate(student_id, as_of), question.skill)
+        record = []
+        if level == "history":
+            history = self.histories.get(student_id, ())
+            record = render_record(record_manners(history, as_of, self._half_life_days))
+
+        # in this order, so that a budget cuts what matters least
+        who, *described = render_profile(profile)
+        wishes = render_wishes(profile)
+        traits = described[len(wishes) :]
         lines = [
-            *profile[:PROFILE_FIRST],
+            who,
+            *(wishes if level == "stated" else ()),
+            *record[:1],
             *consolidated[:1],
-            *profile[PROFILE_FIRST:],
+            *(past if level == "episodes" else ()),
+            *record[1:],
+            *traits,
             *consolidated[1:CONSOLIDATED_FIRST],
-            *(render_interaction(memory.interaction) for memory in found),
+            *(past if level != "episodes" else ()),
             *consolidated[CONSOLIDATED_FIRST:],
         ]
         retrieved = tuple(
@@ -285,8 +302,12 @@ def make_prompt(
     return build(lines, budget)
 
 
-def render_interaction(interaction: Interaction) -> str:
-    """A past exercise as one line."""
+def render_interaction(interaction: Interaction, with_manner: bool = False) -> str:
+    """A past exercise as one line.
+
+    Args:
+        with_manner: tell how its explanation was made, before what came of it.
+    """
     question = interaction.question
     if len(question) > QUESTION_CHARACTERS:
         question = question[:QUESTION_CHARACTERS].rsplit(" ", 1)[0] + " …"
@@ -294,7 +315,10 @@ def render_interaction(interaction: Interaction) -> str:
     if interaction.error_type:
         outcome += f" ({interaction.error_type.replace('_', ' ')})"
     helped = f" What helped: {interaction.what_helped}." if interaction.what_helped else ""
-    return f'Past exercise: "{question}" Answered {outcome}.{helped}'
+    explained = (
+        f" Explained with {render_manner(interaction.manner)}." if with_manner and interaction.manner else ""
+    )
+    return f'Past exercise: "{question}"{explained} Answered {outcome}.{helped}'
 
 
 def random_lines(seed: int, question: Question, student_id: str) -> list[str]:
