@@ -17,7 +17,7 @@ from pathlib import Path
 from cot.utils import metrics
 from cot.utils.answers import score_answer
 from cot.utils.equations import equations
-from cot.utils.errors import UserError
+from cot.utils.errors import TEXT_ERRORS, UserError
 from cot.utils.fidelity import MAX_COPYING, copying, fidelity, names_student
 from cot.utils.files import append_json_lines
 from cot.utils.students import Profile
@@ -37,8 +37,6 @@ DEFAULT_WEIGHTS = {
 TUTOR_WEIGHTS = DEFAULT_WEIGHTS | {"fidelity": 1.0, "memory_margin": 0.5}
 SOFT_SHARE = 0.2  # of the completion's budget, at its end, over which `overlong` falls from 0 to -1
 REPETITION_NGRAM = 3
-# What scoring a text can raise: a gold answer that does not parse, broken arithmetic, a missing column.
-ROW_ERRORS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError)
 SAMPLE_ROWS = 8  # written of each process's sampled batch: one group of the usual size
 
 _FINAL_LINE = re.compile(r"#### -?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
@@ -321,7 +319,7 @@ class RewardTable:
             one = {key: [values[row]] for key, values in columns.items()}
             try:
                 table.append({name: part(**one)[0] for name, part in self._parts.items()})
-            except ROW_ERRORS as error:
+            except TEXT_ERRORS as error:
                 self.errors += 1
                 self.last_error = f"{type(error).__name__}: {error}"
                 table.append(dict.fromkeys(self._parts))

@@ -5,6 +5,7 @@ import math
 import pytest
 from conftest import FIRST_KEYS, make_completion
 
+from cot.utils import records
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.prompts import Prompt
@@ -98,3 +99,20 @@ def test_plain_chain_of_thought_has_no_student():
     assert record["retrieved_profile"] is None
     assert "student_id" not in record and "fidelity" not in record
     assert list(record)[:9] == FIRST_KEYS
+
+
+def test_an_empty_text_has_no_perplexity():
+    record = make(make_completion("", logprobs=(-0.2,)))  # the end token alone
+    assert (record["output_tokens"], record["mean_nll"], record["perplexity"]) == (1, None, None)
+
+
+def test_a_text_on_which_a_check_fails_keeps_its_text_and_says_why(monkeypatch):
+    def fails(text, profile):
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(records, "constraint_report", fails)
+    record = make(make_completion(TEXT, logprobs=(-0.5, -1.5)))
+    assert record["error"] == {"type": "scoring", "message": "RecursionError: too deep"}
+    assert record["generated_text"] == TEXT
+    assert record["correct"] is None and record["fidelity"] is None and record["output_tokens"] is None
+    assert list(record) == list(make(make_completion("", error={"type": "x", "message": "y"})))

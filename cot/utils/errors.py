@@ -14,6 +14,8 @@ EXIT_UNEXPECTED = 1
 EXIT_USAGE = 2  # a flag, a file, the data or the environment
 EXIT_SAMPLES = 3  # too many samples failed
 EXIT_SIGNAL = 128  # plus the signal's number
+# What scoring one text can raise: a gold answer that does not parse, broken arithmetic, a missing field.
+TEXT_ERRORS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 class UserError(Exception):

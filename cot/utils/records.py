@@ -5,9 +5,11 @@ thinking model `generated_text` is what follows the reasoning, and so is whateve
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from cot.utils.answers import score_answer
 from cot.utils.encoding import encode_data
+from cot.utils.errors import TEXT_ERRORS
 from cot.utils.fidelity import constraint_report, copying, names_student
 from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.metrics import (
@@ -32,14 +34,26 @@ DECIMALS = 6  # of every real number in a record: below it lies the noise of flo
 def make_record(row, prompt: Prompt, completion, profile: Profile | None) -> dict:
     """An answer as a record; what `add_metrics` computes over many answers stands as null.
 
+    A text on which a scorer or a check fails keeps its text, and has the failure as its `error`.
+
     Args:
-        row: the `runner.Row` that asked for it.
+        row: the `rows.Row` that asked for it.
         completion: an `engine.Completion`.
         profile: the student whom the answer is for; None in plain chain of thought.
     """
+    try:
+        return _make_record(row, prompt, completion, profile)
+    except TEXT_ERRORS as failure:
+        error = {"type": "scoring", "message": f"{type(failure).__name__}: {failure}"}
+        unscored = replace(completion, text="", error=error)
+        return _make_record(row, prompt, unscored, profile) | {"generated_text": completion.text}
+
+
+def _make_record(row, prompt: Prompt, completion, profile: Profile | None) -> dict:
     moment, question = row.moment, row.moment.question
     failed = completion.error is not None
-    mean_nll, ppl = perplexity(completion.logprobs)
+    is_empty = not completion.text and completion.thinking_text is None  # an end token alone
+    mean_nll, ppl = perplexity([] if is_empty else completion.logprobs)
     record = {
         "index": row.index,
         "temperature": row.temperature,
@@ -196,8 +210,8 @@ def _score_fit(completion, record: dict, prompt: Prompt, moment: Moment, profile
         "scaffold_target": target,
         "scaffold_fit": target and scaffold_fit(record["distinct_valid_equations"], target),
         **prerequisite_coverage(text, question.skills, lacking),
-        "fidelity": sum(wishes.values()) / len(wishes),
-        "style_met": wishes[profile.explanation_style],
+        "fidelity": sum(wishes.values()) / len(wishes) if wishes else None,
+        "style_met": wishes.get(profile.explanation_style),
         "copying": copying(text, prompt.memory),
         "names_student": names_student(text, profile.student_id, profile.grade_level),
     }
