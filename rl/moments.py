@@ -16,7 +16,14 @@ from cot.utils.files import dumps
 from cot.utils.mastery import DEFAULT_PARAMETERS, mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.questions import Question, question_of
-from cot.utils.students import Interaction, MemoryLog, Profile, load_profiles, pick_students
+from cot.utils.students import (
+    Interaction,
+    MemoryLog,
+    Profile,
+    load_profiles,
+    load_truths,
+    pick_students,
+)
 from cot.utils.templates import PromptFormat, read_format
 from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises
 
@@ -41,6 +48,7 @@ def load_arms(args: argparse.Namespace) -> MemoryArms:
 
         embedder = load_embedder()
     log = MemoryLog(args.profiles_dir / "memory")
+    truths = load_truths(args.profiles_dir, profiles)
     return MemoryArms(
         profiles={name: profiles[name] for name in names},
         histories={name: log.read(name) for name in names},
@@ -49,6 +57,8 @@ def load_arms(args: argparse.Namespace) -> MemoryArms:
         top_k=args.top_k,
         min_similarity=args.min_similarity,
         half_life_days=args.memory_half_life,
+        level=args.memory_level,
+        truths={name: truths[name] for name in names},
     )
 
 
@@ -141,6 +151,7 @@ def walk_textbook(
     practice: int,
     seed: int,
     half_life_days: float | None = None,
+    truths: Mapping[str, Profile] | None = None,
 ) -> tuple[list[Moment], dict[str, list[Interaction]]]:
     """Each student's way through the chapters up to the grade above the own one.
 
@@ -153,11 +164,13 @@ def walk_textbook(
         practice: train exercises that a student works on before each evaluated one.
         seed: of exercises and students.
         half_life_days: of forgetting; None for no forgetting.
+        truths: what helps each student, whose explanations then have manners; None for students whom every
+            explanation helps alike.
 
     Returns:
         The moments of the evaluated exercises, and what each student did: train exercises only.
     """
-    from rl.simulate_students import Student, student_grade
+    from rl.simulate_students import Student, needs_of, student_grade
 
     evaluated = {
         chapter.id: generate_exercises(chapter, "test", exercises_per_chapter, seed) for chapter in chapters
@@ -165,7 +178,9 @@ def walk_textbook(
     moments: list[Moment] = []
     histories: dict[str, list[Interaction]] = {}
     for name, profile in profiles.items():
-        student, rng = Student(profile, chapters, seed), random.Random(f"walk {seed} {name}")
+        needs = needs_of(truths[name]) if truths else None
+        student = Student(profile, chapters, seed, needs=needs)
+        rng = random.Random(f"walk {seed} {name}")
         history = histories[name] = []
         number = 0
         for chapter in (chapter for chapter in chapters if chapter.grade <= student_grade(profile) + 1):
@@ -284,9 +299,13 @@ def build_rows(
 
 
 def fingerprint_students(arms: MemoryArms) -> str:
-    """20 hexadecimal digits over the profiles and memories of the run's students."""
+    """20 hexadecimal digits over the profiles, needs and memories of the run's students."""
     content = [
-        [profile.model_dump(), [item.model_dump() for item in arms.histories[student]]]
+        [
+            profile.model_dump(),
+            [item.content for item in arms.histories[student]],
+            *([arms.truths[student].model_dump()] if arms.truths[student] != profile else []),
+        ]
         for student, profile in arms.profiles.items()
     ]
     return hashlib.sha256(dumps(content).encode()).hexdigest()[:20]

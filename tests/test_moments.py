@@ -251,3 +251,13 @@ def test_a_fingerprint_changes_with_what_it_stands_for(arms):
     found = [fingerprint_questions([Moment(asked, "S001") for asked in order]) for order in orders]
     assert len(set(found)) == 3
     assert found[0] == fingerprint_questions([Moment(asked, "S002") for asked in orders[0]])
+
+
+def test_students_whom_a_manner_helps_walk_with_manners_and_the_others_without():
+    profiles = load_profiles(PROFILES_DIR)
+    _, plain = walk_textbook(profiles, CHAPTERS, 3, 2, 0)
+    _, helped = walk_textbook(profiles, CHAPTERS, 3, 2, 0, truths=profiles)
+    assert all(item.manner is None for history in plain.values() for item in history)
+    assert all(item.manner is not None for history in helped.values() for item in history)
+    asked = [[item.question for item in history] for history in plain.values()]
+    assert asked == [[item.question for item in history] for history in helped.values()]

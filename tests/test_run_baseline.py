@@ -23,6 +23,8 @@ from conftest import (
 
 from cot import run_baseline_cot, run_baseline_faiss
 from cot.utils.cli import PROFILES_DIR, REPO_ROOT
+from cot.utils.fidelity import EXPLANATION_STYLES
+from rl import simulate_students
 
 SMALL = ["--dataset", "textbook", "--device", "cpu", "--max_new_tokens", "24"]
 
@@ -110,6 +112,25 @@ def test_the_summary_lists_every_temperature(factorial):
 def test_no_secret_of_the_environment_reaches_a_file(factorial):
     _, folder = factorial
     assert all(b"canary-9b1c" not in path.read_bytes() for path in folder.rglob("*.*") if path.is_file())
+
+
+def test_students_who_never_say_what_they_need_are_shown_by_their_history_and_judged_by_their_needs(
+    tiny_folder, tmp_path
+):
+    students = tmp_path / "students"
+    code, _, stderr = run_here(simulate_students.main, "--generate", 3, "--profiles_dir", students)
+    assert code == 0, stderr
+    model = long_context(tiny_folder, tmp_path / "tiny-llama")
+    flags = [*SMALL, "--model_name", model, "--subset_size", 1, "--temperatures", 0, "--students", "all"]
+    flags += ["--profiles_dir", students, "--memory_level", "history", "--output_dir", tmp_path / "out"]
+    code, _, stderr = run_here(run_baseline_faiss.main, *flags)
+    assert code == 0, stderr
+    truth = read_strictly(students / "truth.json")
+    for record in read_strictly(only(tmp_path / "out", "results_*.json"))["results"]:
+        assert "What worked best: " in record["prompt"] and "Explanation style" not in record["prompt"]
+        needs = truth[record["student_id"]]
+        met = EXPLANATION_STYLES[needs["style"]](record["generated_text"])
+        assert record["style_met"] is met and record["fidelity"] in (0.0, 0.5, 1.0)
 
 
 @pytest.mark.slow

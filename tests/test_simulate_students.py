@@ -10,10 +10,20 @@ import pytest
 from conftest import run_here, run_script
 
 from cot.utils.cli import PROFILES_DIR
+from cot.utils.manners import record_manners
 from cot.utils.mastery import BKTParameters, mastery_by_skill
-from cot.utils.students import MemoryLog, Profile, load_profiles
+from cot.utils.students import MemoryLog, Profile, load_profiles, load_truths
 from cot.utils.textbook import generate_exercises, load_chapters
-from rl.simulate_students import Student, draw_parameters, main, simulate_history, student_grade
+from rl.simulate_students import (
+    Student,
+    combinations,
+    draw_parameters,
+    generate_student,
+    main,
+    needs_of,
+    simulate_history,
+    student_grade,
+)
 
 CHAPTERS = load_chapters()
 PROFILES = load_profiles(PROFILES_DIR)
@@ -213,3 +223,94 @@ def test_a_student_is_the_same_whichever_chapters_are_asked():
     everything = Student(PROFILES["S004"], CHAPTERS, 0)
     asked = generate_exercises(CHAPTERS[1], "train", 10, 0)
     assert [some.answer(e) for e in asked] == [everything.answer(e) for e in asked]
+
+
+# ---- generated students, who never say what they need
+
+
+@pytest.fixture(scope="module")
+def generated():
+    """Two hundred of them, with 25 exercises each."""
+    chapters = load_chapters()[:5]
+    return [generate_student(number, chapters, seed=0) for number in range(200)]
+
+
+def share_right(students, fits) -> float:
+    """Of the exercises whose manner fits the student in a way, the share that was answered rightly."""
+    items = [
+        item.correct
+        for student in students
+        for item in student.history
+        if fits(needs_of(student.truth), item.manner)
+    ]
+    return sum(items) / len(items)
+
+
+def test_no_profile_says_what_a_generated_student_needs(generated):
+    for student in generated:
+        assert student.profile.explanation_style is None and student.profile.learning_preferences == []
+        assert needs_of(student.profile) is None and needs_of(student.truth) in combinations("seen")
+
+
+def test_an_explanation_that_fits_makes_right_answers_likelier(generated):
+    both = share_right(generated, lambda needs, manner: needs.met_by(manner) == 1)
+    style = share_right(generated, lambda needs, manner: needs.met_by(manner) == 0.6)
+    hint = share_right(generated, lambda needs, manner: needs.met_by(manner) == 0.4)
+    neither = share_right(generated, lambda needs, manner: needs.met_by(manner) == 0)
+    assert both > style + 0.1 > hint + 0.15 and hint > neither + 0.15
+
+
+def test_what_worked_shows_what_is_needed_and_another_students_record_does_not(generated):
+    records = [record_manners(student.history) for student in generated]
+    own = [
+        record.styles[0].value == student.truth.explanation_style
+        for record, student in zip(records, generated, strict=True)
+    ]
+    others = [
+        record.styles[0].value == student.truth.explanation_style
+        for record, student in zip(records[1:] + records[:1], generated, strict=True)
+    ]
+    assert sum(own) / len(own) > 0.55 and sum(others) / len(others) < 0.3  # chance: 0.2
+
+
+def test_nobody_has_an_unseen_pair_in_training_but_its_halves_occur(generated):
+    seen, unseen = combinations("seen"), combinations("unseen")
+    assert not set(seen) & set(unseen) and len(seen) + len(unseen) == 10
+    assert {needs.style for needs in unseen} <= {needs.style for needs in seen}
+    assert {needs.hint for needs in seen} == {True, False}
+    chapters = load_chapters()[:1]
+    found = {needs_of(generate_student(n, chapters, 0, "unseen", 1).truth) for n in range(40)}
+    assert found == set(unseen)
+
+
+def test_after_a_change_the_newer_need_is_the_truth_and_decides_what_helps():
+    chapters = load_chapters()[:5]
+    students = [
+        generate_student(n, chapters, 0, interactions_per_chapter=20, changes_after=50) for n in range(60)
+    ]
+    late = [
+        item.correct
+        for student in students
+        for item in student.history[50:]
+        if item.manner.style == student.truth.explanation_style
+    ]
+    early = [
+        item.correct
+        for student in students
+        for item in student.history[:50]
+        if item.manner.style == student.truth.explanation_style
+    ]
+    assert sum(late) / len(late) > sum(early) / len(early) + 0.15
+
+
+def test_the_generated_files_hold_the_needs_in_one_place_only(tmp_path):
+    flags = ["--generate", 4, "--profiles_dir", tmp_path / "students", "--interactions_per_chapter", 2]
+    code, _, stderr = run_here(main, *flags)
+    assert code == 0, stderr
+    profiles = load_profiles(tmp_path / "students")
+    truths = load_truths(tmp_path / "students", profiles)
+    assert len(profiles) == len(truths) == 4
+    assert all(needs_of(truth) and not needs_of(profiles[name]) for name, truth in truths.items())
+    assert all(len(MemoryLog(tmp_path / "students" / "memory").read(name)) == 10 for name in profiles)
+    code, _, stderr = run_here(main, *flags)
+    assert code == 2 and "it holds profiles" in stderr
