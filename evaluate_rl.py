@@ -23,6 +23,7 @@ from cot.utils.cli import (
     BASE,
     COT_PROMPT,
     DATA_DIR,
+    MEMORY_LEVELS,
     MIN_SIMILARITY,
     Distinct,
     OneLineParser,
@@ -41,6 +42,7 @@ ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]
 AS_TRAINED = {"cot_prompt": COT_PROMPT, "chapters": ["all"], "max_new_tokens": None, "memory_tokens": 256}
 AS_TRAINED |= {"thinking": "auto", "chat_template_kwargs": None, "think_end": None}
 AS_TRAINED |= {"top_k": 2, "min_similarity": MIN_SIMILARITY, "memory_half_life": None}
+AS_TRAINED |= {"memory_level": MEMORY_LEVELS[0]}
 
 
 def trained(text: str) -> tuple[str | None, str]:
@@ -72,6 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--practice", type=number(int, 0), default=3, help="train exercises before each evaluated one")
     add("--subset_size", type=whole, default=50, help="the first N questions, outside the textbook")
     add("--cot_prompt", help="the instruction before the question")
+
+    add(
+        "--closed_loop",
+        action="store_true",
+        help="let the students learn from what the policies write: no memory arms, learning gains instead",
+    )
 
     shows = "what the prompt shows of the student, side by side"
     add("--memory", nargs="+", action=Distinct, default=ARMS, choices=ARMS, help=shows)
@@ -119,6 +127,7 @@ def follow_students(args: argparse.Namespace, profiles: dict, policies) -> tuple
         UserError: no student has come as far as the chapters.
     """
     if args.dataset == "textbook":
+        from cot.utils.students import load_truths
         from cot.utils.textbook import pick_chapters
         from rl.moments import walk_textbook
 
@@ -130,6 +139,7 @@ def follow_students(args: argparse.Namespace, profiles: dict, policies) -> tuple
             practice=args.practice,
             seed=args.seed,
             half_life_days=args.memory_half_life,
+            truths=None if args.memory_level == "stated" else load_truths(args.profiles_dir, profiles),
         )
         if not moments:
             raise UserError(
@@ -152,6 +162,7 @@ def follow_students(args: argparse.Namespace, profiles: dict, policies) -> tuple
 def remember(args: argparse.Namespace, profiles: dict, histories: dict, embedder):
     """What each memory arm shows of these students."""
     from cot.utils.memory_arms import MemoryArms
+    from cot.utils.students import load_truths
 
     return MemoryArms(
         profiles,
@@ -161,6 +172,8 @@ def remember(args: argparse.Namespace, profiles: dict, histories: dict, embedder
         top_k=args.top_k,
         min_similarity=args.min_similarity,
         half_life_days=args.memory_half_life,
+        level=args.memory_level,
+        truths=load_truths(args.profiles_dir, profiles),
     )
 
 
@@ -192,7 +205,8 @@ def measure(records: list[dict], evaluation, scorers) -> None:
     from cot.utils.records import add_base_likelihood, add_metrics
 
     add_metrics(records, scorers.embedder, scorers.nlp)
-    engine, prompts = evaluation.load(BASE)
+    engine = evaluation.load(BASE)
+    prompts = evaluation.make_prompts(BASE, engine, [row for row in evaluation.rows if row.policy == BASE])
     add_base_likelihood(records, engine, prompts)
 
 
@@ -235,6 +249,69 @@ def write_report(evaluation, document: dict, policies) -> None:
     print(f"report:   {report}", flush=True)
 
 
+def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, folder: Path) -> int:
+    """Students, course, every tutor's walk, learning gains; returns the exit code."""
+    from cot.utils.devices import pick_device
+    from cot.utils.formats import prepare_models
+    from cot.utils.memory_arms import PromptShape
+    from cot.utils.records import add_metrics
+    from cot.utils.runner import Run
+    from cot.utils.students import load_truths
+    from cot.utils.sweeps import load_scorers
+    from cot.utils.textbook import pick_chapters
+    from rl.closed_loop import arm_of, draw_course, start_walk, summarize_walks, teach_all
+
+    # who learns what
+    chapters, truths = pick_chapters(args.chapters), load_truths(args.profiles_dir, profiles)
+    course = draw_course(chapters, args.exercises_per_chapter, args.seed)
+    start_walk(truths, chapters, args.seed)  # students without needs end here
+    scorers, device = load_scorers(), str(pick_device(args.device))
+    count = len(policies) * len(course) * len(profiles)
+    print(f"data:     textbook test, {len(course)} exercises for {len(profiles)} students")
+    print(f"rows:     {count} on {device}, memory: {args.memory_level}", flush=True)
+
+    sources = {policy.name: policy.source for policy in policies}
+    tokenizers, args.max_new_tokens = prepare_models(args, sources, args.max_new_tokens)
+    evaluation = Run(
+        script=Path(__file__).name,
+        args=args,
+        rows=[],  # the next question depends on the last answer
+        sources=sources,
+        shape=PromptShape(args.cot_prompt, args.memory_tokens),
+        profiles=truths,
+        config={
+            "policies": [policy.describe() for policy in policies],
+            "device": device,
+            "exercises": len(course),
+            "students_followed": len(profiles),
+            **scorers.describe(),
+        },
+        folder=folder,
+        tokenizers=tokenizers,
+        identity={
+            "course": [exercise.id for exercise in course],
+            "policies": [[policy.name, policy.source.revision, arm_of(policy)] for policy in policies],
+            "level": [args.memory_level, args.top_k, args.min_similarity, args.memory_half_life],
+        },
+    )
+    with evaluation:
+        walks = teach_all(
+            evaluation,
+            policies,
+            start=lambda: start_walk(truths, chapters, args.seed),
+            course=course,
+            remember=lambda histories: remember(args, profiles, histories, scorers.embedder),
+        )
+        path, document = evaluation.finish(
+            measure=lambda records: add_metrics(records, scorers.embedder, scorers.nlp),
+            summarize=lambda _: summarize_walks(walks, against=BASE),
+        )
+    for gain in document["summary"]["gains"]:
+        print(f"Do students learn more with {gain['tutor']} than with {gain['against']}? {gain['verdict']}")
+    print(path)
+    return evaluation.exit_code
+
+
 def run(args: argparse.Namespace) -> int:
     """Policies, moments, memories, answers, measures, report; returns the exit code."""
     from rl.runs import resolve_policies
@@ -244,6 +321,8 @@ def run(args: argparse.Namespace) -> int:
     fill_from_run(args, policies)
     profiles = choose_profiles(args)
     folder = writable_dir(args.output_dir / "evaluation")
+    if args.closed_loop:
+        return run_closed_loop(args, policies, profiles, folder)
     moments, histories, source = follow_students(args, profiles, policies)
 
     from cot.utils.devices import pick_device
@@ -270,7 +349,7 @@ def run(args: argparse.Namespace) -> int:
         rows=rows,
         sources=sources,
         shape=PromptShape(args.cot_prompt, args.memory_tokens),
-        profiles=profiles,
+        profiles=arms.truths,
         config={
             "policies": [policy.describe() for policy in policies],
             "device": device,
@@ -287,7 +366,7 @@ def run(args: argparse.Namespace) -> int:
         evaluation.generate()
         path, document = evaluation.finish(
             measure=lambda records: measure(records, evaluation, scorers),
-            summarize=lambda records: summarize(records, args, policies, profiles, scorers.embedder),
+            summarize=lambda records: summarize(records, args, policies, arms.truths, scorers.embedder),
         )
     write_report(evaluation, document, policies)
     print(path)

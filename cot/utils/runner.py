@@ -36,9 +36,10 @@ from cot.utils.results import SCHEMA_VERSION, code_version, document, environmen
 from cot.utils.rows import Row, make_requests
 from cot.utils.students import Profile
 from cot.utils.summary import look_at
+from cot.utils.templates import PromptFormat
 
 if TYPE_CHECKING:
-    from cot.utils.engine import TransformersEngine
+    from cot.utils.engine import Request, TransformersEngine
 
 REWRITE_EVERY_S = 10.0  # the running result files; the journal is written after every batch
 REWRITE_COST = 20  # times the last write's duration that must lie between two of them
@@ -66,6 +67,7 @@ class Run:
         folder: where they lie.
         growing: a finished run of other rows is continued, so that policies can be added to it.
         tokenizers: by policy, those that were loaded already.
+        identity: what decides the records beside flags and rows, where not all rows are known at the start.
     """
 
     def __init__(
@@ -80,15 +82,19 @@ class Run:
         folder: Path,
         growing: bool = False,
         tokenizers: Mapping[str, Any] | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.script, self.args, self.folder = script, args, folder
-        self.rows, self.sources, self.shape, self.profiles = rows, sources, shape, profiles
+        self.rows, self.sources, self.shape, self.profiles = list(rows), dict(sources), shape, profiles
         self.config = {**flags_of(args), **config, "models": {}}
         self.environment = environment(config["device"])
         self.records: dict[str, dict] = {}
         self._counts: dict[str, tuple[int, int]] = {}  # by policy: right answers, answers
+        self._formats: dict[str, PromptFormat] = {}  # by policy, as are the probes of its number format
+        self._probes: dict[str, dict | None] = {}
         self.exit_code = EXIT_OK
         self._growing, self._tokenizers = growing, dict(tokenizers or {})
+        self._further_identity = dict(identity or {})
         self._generation_s, self._start = 0.0, time.monotonic()
         self._last_write = self._write_cost_s = 0.0
 
@@ -124,80 +130,110 @@ class Run:
         Raises:
             UserError: an engine gave fewer answers than it was asked for.
         """
-        keys = {row.key for row in self.rows}
         missing = [row for row in self.rows if row.key not in self.records]
         if self._journal.batches:
             print(
                 f"continuing {self._journal.path}: {len(missing)} of {len(self.rows)} rows left", flush=True
             )
         self._write("running")
-        done = len(self.rows) - len(missing)
-        progress = Progress(len(self.rows), done, self.args.max_new_tokens)
-
-        def watch(tokens: int, rows: int) -> None:
-            raise_if_signalled()
-            progress.step(tokens, rows)
-
+        self._progress = Progress(len(self.rows), len(self.rows) - len(missing), self.args.max_new_tokens)
         for policy in dict.fromkeys(row.policy for row in missing):
             asked = [row for row in missing if row.policy == policy]
-            engine, prompts = self.load(policy)
-            requests = make_requests(asked, [prompts[row.cell] for row in asked], self.args.seed)
-            start = time.monotonic()
-            for batch in engine.generate(requests, watch=watch):
-                self._keep(asked, prompts, batch, time.monotonic() - start)
-                progress.update(len(batch), self._note(policy))
-                start = time.monotonic()
+            engine = self.load(policy)
+            prompts = self.make_prompts(policy, engine, asked)
+            for batch in engine.generate(self._begin(asked, prompts), watch=self._watch):
+                self._keep(asked, prompts, batch)
+            self._check_count(asked)
             del engine  # before the next model is loaded
             gc.collect()
-        progress.close()
+        self._progress.close()
 
-        answered = len(keys & set(self.records))
-        if answered < len(keys):
-            message = f"the engine answered {answered} of {len(keys)} rows; continue with: {this_command()}"
+    def ask(self, engine: "TransformersEngine", rows: Sequence[Row], progress: Progress) -> list[dict]:
+        """Records of further rows of one policy, from its engine where the journal does not hold them.
+
+        For a run whose next question depends on the last answer.
+        """
+        known = {row.key for row in self.rows}
+        self.rows += [row for row in rows if row.key not in known]
+        self._progress = progress
+        if missing := [row for row in rows if row.key not in self.records]:
+            prompts = self.make_prompts(rows[0].policy, engine, missing)
+            for batch in engine.generate(self._begin(missing, prompts), watch=self._watch):
+                self._keep(missing, prompts, batch)
+            self._check_count(missing)
+        return [self.records[row.key] for row in rows]
+
+    def _begin(self, asked: Sequence[Row], prompts: Mapping) -> list["Request"]:
+        """What the engine is asked; the clock of its first batch runs from here."""
+        self._batch_start = time.monotonic()
+        return make_requests(asked, [prompts[row.cell] for row in asked], self.args.seed)
+
+    def _watch(self, tokens: int, rows: int) -> None:
+        """Told by the engine after each token of a batch."""
+        raise_if_signalled()
+        self._progress.step(tokens, rows)
+
+    def _check_count(self, asked: Sequence[Row]) -> None:
+        answered = sum(row.key in self.records for row in asked)
+        if answered < len(asked):
+            message = f"the engine answered {answered} of {len(asked)} rows; continue with: {this_command()}"
             raise UserError(message, EXIT_UNEXPECTED)
 
-    def load(self, policy: str) -> tuple["TransformersEngine", dict[tuple, Prompt]]:
-        """A policy's engine, and its prompts by cell.
+    def load(self, policy: str) -> "TransformersEngine":
+        """A policy's engine.
 
-        A run that continues decodes in the number format and in batches of the size that it began with,
-        whatever the clock says now: the same batches give the same sums.
+        A run that continues decodes in the number format that it began with, whatever the clock says now.
         """
         from cot.utils.engine import TransformersEngine
-        from cot.utils.models import (
-            describe_model,
-            estimate_rows,
-            load_model,
-            load_tokenizer,
-            settle_dtype,
-        )
+        from cot.utils.models import load_model, load_tokenizer, settle_dtype
 
-        args, source, device = self.args, fetch_model(self.sources[policy]), self.config["device"]
+        args, device = self.args, self.config["device"]
+        source = self.sources[policy] = fetch_model(self.sources[policy])
         begun = self.config["models"].get(policy)
         tokenizer = self._tokenizers.get(policy) or load_tokenizer(source)
         # a template may show the date: that of the run's start, so that a run can continue the next day
-        prompt_format = format_of(args, tokenizer, source, started=self._journal.begun)
+        self._formats[policy] = format_of(args, tokenizer, source, started=self._journal.begun)
         choice, lines = settle_dtype(source, begun["dtype"] if begun else args.dtype, device, args.device)
         if not begun:
             print("".join(f"{line}\n" for line in lines), end="", flush=True)
+        self._probes[policy] = choice.probe
         model, tokenizer = load_model(source, device, choice.dtype, tokenizer)
-        engine = TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
-        room = None if engine.context_length is None else engine.context_length - args.max_new_tokens
-        cells = {row.cell: row for row in self.rows if row.policy == policy}
+        return TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
+
+    def make_prompts(
+        self, policy: str, engine: "TransformersEngine", rows: Sequence[Row]
+    ) -> dict[tuple, Prompt]:
+        """The prompts of a policy's rows, by cell; settles how many rows its engine decodes at once.
+
+        A run that continues decodes in batches of the size that it began with: the same batches give the
+        same sums.
+        """
+        from cot.utils.models import describe_model, estimate_rows
+
+        room = None
+        if engine.context_length is not None:
+            room = engine.context_length - self.args.max_new_tokens
         prompts = {
             cell: make_prompt(
-                tokenizer, row.moment, row.memory, self.shape, room, prompt_format=prompt_format
+                engine.tokenizer,
+                row.moment,
+                row.memory,
+                self.shape,
+                room,
+                prompt_format=self._formats[policy],
             )
-            for cell, row in cells.items()
+            for cell, row in {row.cell: row for row in rows}.items()
         }
 
-        if not begun:
-            longest = max(len(prompt.ids) for prompt in prompts.values()) + args.max_new_tokens
-            size = args.batch_size or estimate_rows(model, longest)
-            described = describe_model(source, model) | {"dtype_probe": choice.probe, "batch_size": size}
+        if policy not in self.config["models"]:
+            longest = max(len(prompt.ids) for prompt in prompts.values()) + self.args.max_new_tokens
+            described = describe_model(self.sources[policy], engine.model)
+            described["dtype_probe"] = self._probes[policy]
+            described["batch_size"] = self.args.batch_size or estimate_rows(engine.model, longest)
             self.config["models"][policy] = described
             self._journal.append({"models": {policy: described}})
         engine.batch_size = self.config["models"][policy]["batch_size"]
-        return engine, prompts
+        return prompts
 
     def in_order(self) -> list[dict]:
         """The records that are there, in the order of the rows."""
@@ -239,6 +275,7 @@ class Run:
             "questions": [[row.index, asdict(row.moment)] for row in cells],
             "memory": [asdict(row.memory) for row in cells],
             "profiles": [profile.model_dump() for profile in self.profiles.values()],
+            **self._further_identity,
         }
         if not self._growing:
             parts["rows"] = [row.key for row in self.rows]
@@ -253,9 +290,9 @@ class Run:
             if changed and other.get("flags") == header["flags"]:
                 print(f"not continuing {name}: {', '.join(changed)} changed", flush=True)
 
-    def _keep(self, asked: Sequence[Row], prompts: Mapping, batch: Sequence[tuple], wall_s: float) -> None:
+    def _keep(self, asked: Sequence[Row], prompts: Mapping, batch: Sequence[tuple]) -> None:
         """Records a batch: first in the journal, then in the result files where they are due."""
-        records = {}
+        wall_s, records = time.monotonic() - self._batch_start, {}
         for place, completion in batch:
             row = asked[place]
             profile = self.profiles.get(row.moment.student_id)
@@ -266,6 +303,8 @@ class Run:
             self._generation_s += wall_s
         if time.monotonic() - self._last_write > max(REWRITE_EVERY_S, REWRITE_COST * self._write_cost_s):
             self._write("running")
+        self._progress.update(len(batch), self._note(asked[0].policy))
+        self._batch_start = time.monotonic()
 
     def _add(self, records: Mapping[str, dict]) -> None:
         """Takes in records, and counts for the progress line which are right."""
