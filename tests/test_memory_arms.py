@@ -1,5 +1,7 @@
 """What stands in a prompt about a student: arm by arm, as of when, and for whom."""
 
+import dataclasses
+
 import pytest
 from conftest import past
 
@@ -57,6 +59,8 @@ def test_own_memory_is_the_students_own_and_the_most_relevant(make):
     assert "Tom has 13 pears" not in text and "train" not in text
     # who the student is and what it wishes, then where it stands with the skill at hand
     assert memory.lines[2].startswith("Prefers: ") and "take away" in memory.lines[3]
+    about_speed = arms.moment("S001", dataclasses.replace(ASKED, skill="speed"))
+    assert "speed" in arms.show(about_speed, "own").lines[3]
     assert (memory.student_id, memory.as_of) == ("S001", END)
 
 
