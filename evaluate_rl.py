@@ -7,10 +7,12 @@ memory arms. Without flags: the newest completed training run and its base. Read
 `data/textbook/` and the models. Writes in `data/evaluation/` the files of every run
 (`results_temp_<T>_<stamp>.json`, `summary_<stamp>.json`), a report `report_<stamp>.md` and `figures/`. Its
 `summary` has `rows_done, policies, comparisons, adaptivity, verdicts, timing`; its records carry in addition
-to a sweep's `base_nll, base_perplexity`. rl/README.md lists every key.
+to a sweep's `base_nll, base_perplexity`. With `--closed_loop` students learn from what the policies write,
+and the `summary` has `tutors, gains` instead. rl/README.md lists every key.
 
     python evaluate_rl.py --exercises_per_chapter 1 --students S001 S004 --num_samples 1
     python evaluate_rl.py
+    python evaluate_rl.py --closed_loop --profiles_dir /tmp/students --memory_level history
     python evaluate_rl.py --base Qwen/Qwen2.5-1.5B-Instruct --device cuda \
         --trained ipo=data/qwen/rl_A no_memory=data/qwen/rl_B
 """
