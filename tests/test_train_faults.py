@@ -14,13 +14,14 @@ CHATML = (
 )
 IM = ["<|im_start|>", "<|im_end|>"]
 DIGITS = {"1": 0.3, "2": 0.3}
+ENDLESS = {"": DIGITS | {"3": 0.4}}  # never ends a turn
 
 
 @pytest.fixture
 def train(tmp_path):
     """Runs the script on a policy; its exit code and all that it prints."""
 
-    def run(model, *flags, **changes) -> tuple[int, str]:
+    def run(model, **changes) -> tuple[int, str]:
         base = {
             "preset": "cpu",
             "model_name": model,
@@ -37,7 +38,7 @@ def train(tmp_path):
             "output_dir": tmp_path / "run",
         }
         argv = [f"--{name}={value}" for name, value in (base | changes).items()]
-        code, out, error = run_here(main, *argv, *flags)
+        code, out, error = run_here(main, *argv)
         print(out, error)  # pytest shows it when the test fails
         return code, out + error
 
@@ -55,10 +56,16 @@ def lines(tmp_path):
     return read
 
 
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory):
-    """A chat policy that never ends a turn."""
-    return plant_policy(tmp_path_factory.mktemp("endless"), {"": DIGITS | {"3": 0.4}}, CHATML, IM)
+@pytest.fixture
+def stopped_early(tmp_path):
+    """Leaves a finished run as one that was stopped before its last checkpoint, that of this step."""
+
+    def leave(step: int) -> None:
+        path = tmp_path / "run" / "run.json"
+        path.write_text(json.dumps(read_strictly(path) | {"status": "cancelled"}))
+        (tmp_path / "run" / f"checkpoint-{step}").rename(tmp_path / "gone")
+
+    return leave
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +86,8 @@ def test_a_template_that_ends_in_another_token_than_eos_is_trained(train, lines,
 
 
 @pytest.mark.slow
-def test_a_run_whose_completions_are_all_clipped_warns_and_then_stops(train, lines, endless, tmp_path):
+def test_a_run_whose_completions_are_all_clipped_warns_and_then_stops(train, lines, tmp_path):
+    endless = plant_policy(tmp_path / "policy", ENDLESS, CHATML, IM)
     code, said = train(endless, max_steps=40)
     assert code == 1
     cut = "100% of the completions were cut at --max_completion_length 8 and are masked; none wrote an end"
@@ -94,43 +102,41 @@ def test_a_run_whose_completions_are_all_clipped_warns_and_then_stops(train, lin
     assert code == 1 and "stopped at step 21" in said
 
 
-@pytest.mark.slow
-def test_a_short_run_that_taught_nothing_is_no_success_however_often_it_is_repeated(train, endless, tmp_path):
+@pytest.mark.parametrize(
+    ("after", "weights", "reason"),
+    [
+        (ENDLESS, "correct=1,coin=1", "100% of the completions were cut at --max_completion_length 8"),
+        (
+            {"": {"1": 1.0}, "1": {"<|im_end|>": 1.0}},
+            "correct=1",
+            "100% of the groups had no spread: their completions earn the same; none is right",
+        ),
+    ],
+    ids=["cut", "all alike"],
+)
+def test_a_short_run_that_taught_nothing_is_no_success_however_often_it_is_repeated(
+    train, tmp_path, after, weights, reason
+):
+    model = plant_policy(tmp_path / "policy", after, CHATML, IM)
     for _ in range(2):
-        code, said = train(endless, max_steps=3)
+        code, said = train(model, max_steps=3, reward_weights=weights)
         assert code == 1
-        assert "stopped at step 3: none of the 3 steps taught anything: 100% of the completions" in said
+        assert f"stopped at step 3: none of the 3 steps taught anything: {reason}" in said
         assert read_strictly(tmp_path / "run" / "run.json")["status"] == "error"
         assert not (tmp_path / "run" / "model").exists()
-
-
-@pytest.mark.slow
-def test_a_run_without_spread_warns_and_then_stops(train, tmp_path):
-    after = {"": {"1": 1.0}, "1": {"<|im_end|>": 1.0}}
-    same = plant_policy(tmp_path / "same", after, CHATML, IM)
-    code, said = train(same, max_steps=40, reward_weights="correct=1")
-    assert code == 1
-    flat = "100% of the groups had no spread: their completions earn the same; none is right"
-    assert f"warning: the last 5 steps: {flat}" in said
-    assert f"stopped at step 20: the last 20 steps taught nothing: {flat}" in said
 
 
 # --- the checkpoint's own settings ------------------------------------------------------------------------
 
 
-@pytest.fixture
-def opinionated(tmp_path):
-    """A policy that ends its turns, with generation settings that spoil its texts and cannot be saved."""
-    folder = plant_policy(tmp_path / "policy", {"": DIGITS | {"<|end|>": 0.4}}, CHATML.replace("im_", ""))
-    path = folder / "generation_config.json"
-    own = {"suppress_tokens": [1], "no_repeat_ngram_size": 1, "min_new_tokens": 6, "temperature": 0.7}
-    path.write_text(json.dumps(json.loads(path.read_text()) | own))
-    return folder
-
-
 @pytest.mark.slow
-def test_the_models_generation_settings_spoil_neither_texts_nor_saving(train, lines, opinionated, tmp_path):
-    code, said = train(opinionated, save_steps=1)
+def test_the_models_generation_settings_spoil_neither_texts_nor_saving(train, lines, tmp_path, stopped_early):
+    model = plant_policy(tmp_path / "policy", {"": DIGITS | {"<|end|>": 0.4}}, CHATML.replace("im_", ""))
+    path = model / "generation_config.json"
+    own = {"suppress_tokens": [1], "no_repeat_ngram_size": 1, "min_new_tokens": 6, "temperature": 0.7}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))  # they cannot even be saved
+
+    code, said = train(model, save_steps=1)
     assert code == 0
     (told,) = (line for line in said.split("\n") if line.startswith("generation settings of the model that"))
     assert all(name in told for name in ("suppress_tokens [1]", "no_repeat_ngram_size 1", "temperature 0.7"))
@@ -139,15 +145,8 @@ def test_the_models_generation_settings_spoil_neither_texts_nor_saving(train, li
     kept = read_strictly(tmp_path / "run" / "model" / "generation_config.json")
     assert kept["eos_token_id"] == 1 and "temperature" not in kept and "suppress_tokens" not in kept
 
-
-@pytest.mark.slow
-def test_such_a_model_is_saved_after_a_restart_as_well(train, lines, opinionated, tmp_path):
-    assert train(opinionated, max_steps=2, save_steps=1)[0] == 0
-    run = read_strictly(tmp_path / "run" / "run.json")
-    (tmp_path / "run" / "run.json").write_text(json.dumps(run | {"status": "cancelled"}))
-    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "gone")
-    assert train(opinionated, max_steps=2, save_steps=1)[0] == 0
-    assert [line["step"] for line in lines("metrics.jsonl")] == [1, 2]
+    stopped_early(2)
+    assert train(model, save_steps=1)[0] == 0
     assert (tmp_path / "run" / "checkpoint-2" / "generation_config.json").exists()
 
 
@@ -175,7 +174,7 @@ def test_a_file_of_questions_is_split_and_the_held_out_ones_are_named(train, lin
     path = tmp_path / "own.jsonl"
     rows = [{"question": f"What is {number} + 1?", "answer": f"#### {number + 1}"} for number in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert train(ending, dataset=path, max_steps=12, eval_size=64)[0] == 0
+    assert train(ending, dataset=path, max_steps=6, eval_size=64)[0] == 0
     config = read_strictly(tmp_path / "run" / "run.json")["config"]
     assert config["dataset_source"] == f"{path}, 18 of 20 questions"
     assert config["eval"] == (
@@ -188,40 +187,23 @@ def test_a_file_of_questions_is_split_and_the_held_out_ones_are_named(train, lin
 # --- several iterations -----------------------------------------------------------------------------------
 
 
-def test_every_step_of_several_iterations_is_logged(train, lines, ending):
-    assert train(ending, "--grpo", "num_iterations=2", max_steps=5)[0] == 0
-    steps = lines("metrics.jsonl")
-    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5]
-    assert ["reward" in step for step in steps] == [True, False, True, False, True]
-    assert all(step["step_s"] > 0 and "grad_norm" in step and "loss" in step for step in steps)
-
-
-def test_every_step_of_several_iterations_is_watched(train, lines, ending, monkeypatch):
-    from rl.trainer import MemoryTrainer
-
-    loss = MemoryTrainer.compute_loss
-    broken = float("nan")
-    monkeypatch.setattr(MemoryTrainer, "compute_loss", lambda *args, **kwargs: loss(*args, **kwargs) * broken)
-    code, said = train(ending, "--grpo", "num_iterations=2", max_steps=30)
-    assert code == 1 and "stopped at step 3: the loss or its gradient was not finite 3 times" in said
-
-
 @pytest.mark.slow
-def test_a_run_of_several_iterations_resumes_with_the_prompts_of_a_straight_one(
-    train, lines, ending, tmp_path
+def test_every_step_of_several_iterations_is_logged_and_a_run_of_them_resumes_with_the_same_prompts(
+    train, lines, ending, stopped_early
 ):
     def prompts() -> list:
         return [(line["step"], line["prompt"]) for line in lines("completions.jsonl")[::8]]
 
-    flags = ["--grpo", "num_iterations=2"]
-    assert train(ending, *flags, max_steps=5, save_steps=3)[0] == 0
+    options = {"max_steps": 5, "save_steps": 3, "grpo": "num_iterations=2"}
+    assert train(ending, **options)[0] == 0
+    steps = lines("metrics.jsonl")
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5]
+    assert ["reward" in step for step in steps] == [True, False, True, False, True]
+    assert all(step["step_s"] > 0 and "grad_norm" in step and "loss" in step for step in steps)
     straight = prompts()
     assert [step for step, _ in straight] == [1, 3, 5]
-    folder = tmp_path / "run"
-    run = read_strictly(folder / "run.json")
-    (folder / "run.json").write_text(json.dumps(run | {"status": "cancelled"}))
-    (folder / "checkpoint-5").rename(tmp_path / "gone")
 
     # continues in the middle of a batch, which is answered once more
-    assert train(ending, *flags, max_steps=5, save_steps=3)[0] == 0
+    stopped_early(5)
+    assert train(ending, **options)[0] == 0
     assert prompts() == [*straight[:2], (4, straight[1][1]), straight[2]]

@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT, REPO_ROOT, read_strictly, run_here, run_script, start_script
-from scipy.stats import ks_2samp
+from conftest import ENVIRONMENT, REPO_ROOT, read_strictly, run_here, start_script
 
 from cot.utils.cli import PROFILES_DIR
 from rl.rewards import TUTOR_WEIGHTS
@@ -70,14 +70,17 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def prompts_seen(folder: Path) -> list[tuple]:
-    return [(line["step"], line["prompt"]) for line in read_lines(folder / "completions.jsonl")]
+def prompts_seen(folder: Path, *also: str) -> list[tuple]:
+    """The step and the prompt of every sampled completion, and what else of it."""
+    keys = ("step", "prompt", *also)
+    return [tuple(line[key] for key in keys) for line in read_lines(folder / "completions.jsonl")]
 
 
-def wait_for(path: Path, lines: int, process: subprocess.Popen) -> None:
+def wait_for(path: Path, lines: int, process: subprocess.Popen | None = None) -> None:
+    """Returns when the file has so many lines; fails when the process that writes it ends before."""
     deadline = time.monotonic() + 180
     while not path.exists() or path.read_text().count("\n") < lines:
-        assert process.poll() is None, process.stderr.read()
+        assert process is None or process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -91,16 +94,6 @@ def continue_later(folder: Path) -> None:
 # --- flags ------------------------------------------------------------------------------------------------
 
 
-def test_help_is_quick_and_imports_nothing_slow():
-    started = time.monotonic()
-    done = run_script(SCRIPT, "--help")
-    assert done.returncode == 0 and "--memory_mix" in done.stdout_text
-    assert time.monotonic() - started < 1.5  # 0.1 s on an idle machine
-    code = "import sys, rl.train_rl_memory; print({'torch', 'trl', 'pydantic'} & set(sys.modules))"
-    listed = subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
-    assert listed.stdout.strip() == "set()"
-
-
 def test_a_default_that_depends_on_the_machine_is_printed_with_both_values():
     text = " ".join(build_parser().format_help().split())
     assert "optimizer steps; default: 500 on a GPU, 120 on a CPU" in text
@@ -110,9 +103,7 @@ def test_a_default_that_depends_on_the_machine_is_printed_with_both_values():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--grpo", "beta=0.1"], "set by the flag --beta"),
         (["--grpo", "temperature"], "expected KEY=VALUE"),
-        (["--memory_mix", "0.5,0.5,0.5"], "three shares that sum to 1"),
         (["--reward_weights", "corect=1"], "--reward_weights corect=1"),
         (["--num_generations", "1"], "at least 2"),
         (["--loss_type", "bogus"], "invalid choice"),
@@ -153,9 +144,8 @@ def test_two_steps_write_every_output(flags, tmp_path):
     steps = [line for line in lines if "reward" in line]
     assert [line["step"] for line in steps] == [1, 2]
     logged = {"kl", "entropy", "frac_reward_zero_std", "completions/clipped_ratio", "copying", "reward_share"}
+    logged |= {f"rewards/{part}/{stat}" for part in WEIGHTS for stat in ("mean", "std")}
     assert all(logged <= set(line) for line in steps)
-    for part in ("correct", "format", "fidelity", "memory_margin", "scaffold_fit", "overlong", "repetition"):
-        assert all(f"rewards/{part}/{stat}" in line for line in steps for stat in ("mean", "std")), part
     assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 2]
     scores = ["accuracy", "fidelity", "style", "copying", "names_student", "output_tokens", "breakage"]
     assert set(lines[0]) == {"step", *(f"eval/{name}" for name in scores)}
@@ -163,17 +153,12 @@ def test_two_steps_write_every_output(flags, tmp_path):
     sample = read_lines(tmp_path / "completions.jsonl")
     assert len(sample) == 2 * 8  # two steps of two groups of four
     assert len({line["prompt"] for line in sample[:4]}) == 1 and sample[0]["prompt"] != sample[4]["prompt"]
-    assert set(sample[0]["rewards"]) > {"correct", "fidelity"}
+    assert set(sample[0]["rewards"]) == set(WEIGHTS)
 
     run = read_strictly(tmp_path / "run.json")
     assert run["status"] == "success" and run["config"]["rows"] == 4 and run["summary"]["after"]
-    assert set(run["config"]["identity"]) == {
-        *IDENTITY,
-        "students_content",
-        "questions_content",
-        "model_revision",
-        "code_version",
-    }
+    made_from = {"students_content", "questions_content", "model_revision", "code_version"}
+    assert set(run["config"]["identity"]) == {*IDENTITY, *made_from}
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| fidelity | 1 |" in card and "own" in card
@@ -203,13 +188,6 @@ def test_the_control_with_anothers_memory_is_paid_for_fit(flags, tmp_path):
     for line in read_lines(tmp_path / "completions.jsonl"):
         assert line["memory_arm"] == "shuffled" and line["rewards"]["fidelity"] is not None
         assert f"Student {line['student_id']}," not in line["prompt"] and "Student " in line["prompt"]
-
-
-def test_another_schedule_can_be_named(flags, tmp_path):
-    options = ["--grpo", "lr_scheduler_type=linear", "mask_truncated_completions=false"]
-    assert train(*flags(output_dir=tmp_path), *options) == 0
-    rates = [line["learning_rate"] for line in read_lines(tmp_path / "metrics.jsonl")]
-    assert rates == pytest.approx([0.01, 0.005])
 
 
 @pytest.mark.slow
@@ -245,23 +223,16 @@ def test_what_decides_a_run_is_refused_by_name_when_it_changes(flags, school, tm
     run, other = tmp_path / "run", tmp_path / "school"
     assert train(*flags(output_dir=run, save_steps=1, max_steps=1)) == 0
     continue_later(run)
-
-    def refused(**changes) -> str:
-        code, _, error = run_here(main, *flags(output_dir=run, max_steps=1, **changes))
-        assert code == 2 and error.count("\n") == 1
-        return error
-
-    assert "--memory none: the checkpoint was made with own" in refused(memory="none")
-    assert "--seed 1: the checkpoint was made with 0" in refused(seed=1)
     shutil.copytree(school, other)
     log = other / "memory" / "S001.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
-    assert "--profiles_dir: the profiles or memories changed" in refused(profiles_dir=other)
 
-    record = read_strictly(run / "run.json")
-    record["config"]["identity"]["code_version"] = "another"
-    (run / "run.json").write_text(json.dumps(record))
-    assert "the code changed since the checkpoint was made" in refused()
+    for changes, message in (
+        ({"memory": "none"}, "--memory none: the checkpoint was made with own"),
+        ({"profiles_dir": other}, "--profiles_dir: the profiles or memories changed"),
+    ):
+        code, _, error = run_here(main, *flags(output_dir=run, max_steps=1, **changes))
+        assert code == 2 and message in error and error.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -269,48 +240,53 @@ def test_killed_and_resumed_sees_the_prompts_and_texts_of_a_straight_run(flags, 
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     options = {"max_steps": 16, "save_steps": 2}
     assert train(*flags(output_dir=straight, **options)) == 0
+
     process = start_script(SCRIPT, *flags(output_dir=killed, **options))
     wait_for(killed / "metrics.jsonl", 5, process)
     process.kill()
     process.communicate()
-    done = checkpoints(killed)
-    assert done and len(read_lines(killed / "metrics.jsonl")) < 16
+    assert checkpoints(killed) and len(read_lines(killed / "metrics.jsonl")) < 16
     half = killed / "checkpoint-15"  # as if the kill had come while a checkpoint was written
-    if not half.exists():
-        half.mkdir()
-        (half / "model.safetensors").write_bytes(b"half")
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+
     assert train(*flags(output_dir=killed, **options)) == 0
     assert (killed / "broken-checkpoint-15").is_dir()
-    assert prompts_seen(killed) == prompts_seen(straight)
-    texts = [
-        [line["completion"] for line in read_lines(run / "completions.jsonl")] for run in (straight, killed)
-    ]
-    assert texts[0] == texts[1]  # the generators' states resume as well
+    # the generators' states resume as well
+    assert prompts_seen(killed, "completion") == prompts_seen(straight, "completion")
     assert [line["step"] for line in read_lines(killed / "metrics.jsonl")] == list(range(1, 17))
 
 
-@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_no_model(flags, tmp_path):
-    process = start_script(SCRIPT, *flags(output_dir=tmp_path, max_steps=500))
-    wait_for(tmp_path / "metrics.jsonl", 2, process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143 and "the same command continues" in errors
+    def stop() -> None:
+        wait_for(tmp_path / "metrics.jsonl", 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    code, _, error = run_here(main, *flags(output_dir=tmp_path, max_steps=500))
+    thread.join()
+    assert code == 143 and "the same command continues" in error
     assert len(checkpoints(tmp_path)) == 1 and is_complete(checkpoints(tmp_path)[0])
     assert not (tmp_path / "model").exists()
     assert read_strictly(tmp_path / "run.json")["status"] == "cancelled"
 
 
 def test_not_a_number_stops_the_run_before_it_reaches_the_weights(flags, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
     from rl.trainer import MemoryTrainer
 
     loss = MemoryTrainer.compute_loss
-    monkeypatch.setattr(
-        MemoryTrainer, "compute_loss", lambda *args, **kwargs: loss(*args, **kwargs) * float("nan")
-    )
-    code, _, error = run_here(main, *flags(output_dir=tmp_path, max_steps=30))
+    broken = float("nan")
+    monkeypatch.setattr(MemoryTrainer, "compute_loss", lambda *args, **kwargs: loss(*args, **kwargs) * broken)
+    # the second step is one on completions that were used before
+    options = ["--grpo", "num_iterations=2", "mask_truncated_completions=false"]
+    code, _, error = run_here(main, *flags(output_dir=tmp_path, max_steps=30), *options)
     assert code == 1
     assert "stopped at step 3: the loss or its gradient was not finite 3 times" in error
+    weights = load_file(tmp_path / "checkpoint-3" / "model.safetensors").values()
+    assert all(weight.isfinite().all() for weight in weights)
     assert not (tmp_path / "model").exists()
     assert read_strictly(tmp_path / "run.json")["status"] == "error"
 
@@ -343,13 +319,7 @@ def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(flags, 
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert prompts_seen(two) == prompts_seen(one)  # both processes' groups, in order
-    assert len(set(prompts_seen(two))) == 4  # 2 steps of 2 groups
-    lines = [read_lines(run / "metrics.jsonl") for run in (one, two)]
-    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
-    rewards = [
-        [sum(filter(None, line["rewards"].values())) for line in read_lines(run / "completions.jsonl")]
-        for run in (one, two)
-    ]
-    assert len(rewards[0]) == len(rewards[1]) == 16
-    assert ks_2samp(*rewards).pvalue > 0.001
+    assert len(prompts_seen(two)) == 16 and len(set(prompts_seen(two))) == 4  # 2 steps of 2 groups of 4
+    steps = [[line["step"] for line in read_lines(run / "metrics.jsonl")] for run in (one, two)]
+    assert steps[0] == steps[1]
     assert (two / "model" / "model.safetensors").exists() and (two / "curves.png").exists()
