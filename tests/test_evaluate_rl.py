@@ -1,12 +1,12 @@
 """The evaluation: planted policies and their verdicts, and the script on tiny random models."""
 
+import dataclasses
+import functools
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -16,14 +16,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import REPO_ROOT, make_completion, make_tokenizer, read_strictly, run_here
+from conftest import FIRST_KEYS, long_context, make_completion, make_tokenizer, only, read_strictly, run_here
 
 import evaluate_rl
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.mastery import mastery_by_skill
 from cot.utils.memory_arms import ARMS, MemoryArms, PromptShape, make_prompt
 from cot.utils.records import make_record
-from cot.utils.rows import Row
 from cot.utils.students import load_profiles
 from cot.utils.textbook import load_chapters
 from rl import runs
@@ -60,22 +59,23 @@ def shown():
     return arms, rows, [make_prompt(tokenizer, row.moment, row.memory, shape) for row in rows]
 
 
-PLANTED: dict[tuple, list[dict]] = {}  # records by policy and writer, as several tests need the same
+@pytest.fixture(scope="module")
+def records_of(shown):
+    """A planted policy's records, made once for all tests: `write(row, prompt)` is its text."""
 
+    @functools.cache
+    def make(policy: str, write) -> list[dict]:
+        _, rows, prompts = shown
+        records = []
+        for row, prompt in zip(rows, prompts, strict=True):
+            for sample in range(2):
+                asked = dataclasses.replace(row, policy=policy, sample=sample)
+                text = write(asked, prompt)
+                completion = make_completion(text, logprobs=(-1.0,) * len(text.split()))
+                records.append(make_record(asked, prompt, completion, PROFILES[row.moment.student_id]))
+        return records
 
-def records_of(policy: str, shown, write) -> list[dict]:
-    """A planted policy's records: `write(row, prompt)` is its text."""
-    if (policy, write) in PLANTED:
-        return PLANTED[policy, write]
-    records = PLANTED[policy, write] = []
-    _, rows, prompts = shown
-    for row, prompt in zip(rows, prompts, strict=True):
-        for sample in range(2):
-            asked = Row(policy, row.index, row.moment, row.memory, row.temperature, sample)
-            text = write(asked, prompt)
-            completion = make_completion(text, logprobs=(-1.0,) * len(text.split()))
-            records.append(make_record(asked, prompt, completion, PROFILES[row.moment.student_id]))
-    return records
+    return make
 
 
 def summary_of(records, trained_with=None):
@@ -118,8 +118,8 @@ def copier(row, prompt):
     return f"{prompt.memory}\n{row.moment.question.gold_solution}"
 
 
-def test_a_planted_ignorer_shows_no_adaptation_and_no_specificity(shown):
-    summary = summary_of(records_of("base", shown, ignorer))
+def test_a_planted_ignorer_shows_no_adaptation_and_no_specificity(records_of):
+    summary = summary_of(records_of("base", ignorer))
     table = summary["policies"]["base"]["own"]
     assert table["memory_specificity"]["mean"] == 0.0 == table["memory_specificity"]["high"]
     who = table["profile_identification"]
@@ -131,8 +131,8 @@ def test_a_planted_ignorer_shows_no_adaptation_and_no_specificity(shown):
     assert verdicts_of(summary) == {("Does memory help at inference?", "base"): "no"}
 
 
-def test_a_planted_follower_scores_full(shown):
-    summary = summary_of(records_of("base", shown, follower))
+def test_a_planted_follower_scores_full(records_of):
+    summary = summary_of(records_of("base", follower))
     tables = summary["policies"]["base"]
     assert tables["own"]["metrics"]["fidelity"]["mean"] == 1.0
     assert tables["own"]["memory_specificity"]["low"] > 0.2
@@ -147,15 +147,15 @@ def test_a_planted_follower_scores_full(shown):
     assert verdicts_of(summary) == {("Does memory help at inference?", "base"): "yes"}
 
 
-def test_a_planted_copier_is_flagged(shown):
-    tables = summary_of(records_of("base", shown, copier))["policies"]["base"]
+def test_a_planted_copier_is_flagged(records_of):
+    tables = summary_of(records_of("base", copier))["policies"]["base"]
     assert tables["own"]["alarm"] and tables["own"]["copies_memory_share"] == 1.0
     assert tables["own"]["names_student_share"] == 1.0  # "Student S002, 3rd grade."
     assert not tables["none"]["alarm"] and tables["none"]["copies_memory_share"] == 0.0
 
 
 @pytest.mark.slow
-def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown):
+def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown, records_of):
     histories = shown[0].histories
 
     def fading(row, _prompt):
@@ -163,58 +163,55 @@ def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown):
         if row.memory.student_id:  # it reads in the memory how far that student was
             by_skill = mastery_by_skill(histories[row.memory.student_id], as_of=row.memory.as_of)
             mastery = by_skill.get(moment.question.skill, 0.3)
-        extra = [
-            f"{n}+{n}={2 * n}" for n in range(2, 2 + moment.question.gold_steps * round(9 * (1 - mastery)))
-        ]
+        further = moment.question.gold_steps * round(9 * (1 - mastery))
+        extra = [f"{n}+{n}={2 * n}" for n in range(2, 2 + further)]
         return "\n".join([*extra, moment.question.gold_solution])
 
     adapts = "Does it adapt as the student learns?"
-    records = records_of("base", shown, ignorer) + records_of("ipo", shown, fading)
+    records = records_of("base", ignorer) + records_of("ipo", fading)
     summary = summary_of(records, {"ipo": "own"})
     progress = summary["policies"]["ipo"]["own"]["progress"]
     assert progress["n"] == 8 and progress["high"] < -0.8
     assert progress["versus_time_shuffled"]["high"] < 0
     assert verdicts_of(summary)[adapts, "ipo"] == "yes"
-    constant = records_of("base", shown, ignorer) + records_of("ipo", shown, follower)
+    constant = records_of("base", ignorer) + records_of("ipo", follower)
     assert verdicts_of(summary_of(constant, {"ipo": "own"}))[adapts, "ipo"] != "yes"
 
 
 @pytest.mark.slow
-def test_training_that_teaches_to_follow_is_answered_yes(shown):
-    records = records_of("base", shown, ignorer) + records_of("ipo", shown, follower)
+def test_training_that_teaches_to_follow_is_answered_yes(records_of):
+    records = records_of("base", ignorer) + records_of("ipo", follower)
     found = verdicts_of(summary_of(records, {"ipo": "own"}))
     assert found["Does memory help at inference?", "base"] == "no"
     assert found["Does memory help at inference?", "ipo"] == "yes"
     assert found["Does training help?", "ipo"] == "yes"
     assert found["Does training with memory help more?", "ipo"] == "undecided"  # there is no control
 
-    control = records_of("no_memory", shown, ignorer)
+    control = records_of("no_memory", ignorer)
     more = "Does training with memory help more?", "ipo"
     assert verdicts_of(summary_of(records + control, {"ipo": "own", "no_memory": "none"}))[more] == "yes"
     # named the other way round the comparison is mirrored, the answer is not
-    turned = records_of("base", shown, ignorer) + control + records_of("ipo", shown, follower)
+    turned = records_of("base", ignorer) + control + records_of("ipo", follower)
     assert verdicts_of(summary_of(turned, {"no_memory": "none", "ipo": "own"}))[more] == "yes"
 
 
 @pytest.mark.slow
-def test_training_that_costs_accuracy_is_no_yes(shown):
+def test_training_that_costs_accuracy_is_no_yes(records_of):
     def wrong(row, prompt):
         return follower(row, prompt) + "\n#### 123456"
 
-    records = records_of("base", shown, ignorer) + records_of("ipo", shown, wrong)
+    records = records_of("base", ignorer) + records_of("ipo", wrong)
     found = verdicts_of(summary_of(records, {"ipo": "own"}))
     assert found["Does training help?", "ipo"] != "yes"
 
 
-def make_run(
-    folder: Path, base: Path, model: Path, memory="own", status="success", started="20260101_000000"
-):
+def make_run(folder: Path, base: Path, model: Path) -> Path:
     """A training run's folder as `rl/train_rl_memory.py` leaves it."""
     folder.mkdir(parents=True)
-    config = {"model": {"name": str(base)}, "memory": memory, "weights": {"correct": 1.0}, "seed": 0}
+    config = {"model": {"name": str(base)}, "memory": "own", "weights": {"correct": 1.0}, "seed": 0}
     config |= {"memory_tokens": 120, "top_k": 0, "max_completion_length": 12, "cot_prompt": "Solve."}
     config |= {"chapters": ["addition"]}
-    run = {"status": status, "started": started, "config": config, "environment": {}}
+    run = {"status": "success", "started": "20260101_000000", "config": config, "environment": {}}
     (folder / "run.json").write_text(json.dumps(run))
     lines = [{"step": step, "reward": step / 10, "eval/accuracy": step / 20} for step in (1, 5, 9)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -230,10 +227,7 @@ def models(tiny_folder, tmp_path_factory):
 
     root = tmp_path_factory.mktemp("models")
     for name in ("base", "other"):
-        shutil.copytree(tiny_folder, root / name)
-        config = json.loads((root / name / "config.json").read_text())
-        config["max_position_embeddings"] = 4096
-        (root / name / "config.json").write_text(json.dumps(config))
+        long_context(tiny_folder, root / name)
     weights = load_file(root / "other" / "model.safetensors")
     torch.manual_seed(7)
     weights = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()}
@@ -268,14 +262,11 @@ def results(summary_path: Path) -> list[dict]:
     return read_strictly(summary_path.with_name(name))["results"]
 
 
-def test_help_is_quick_and_a_wrong_flag_is_one_line():
-    command = [sys.executable, str(REPO_ROOT / "evaluate_rl.py")]
-    code = "import sys, evaluate_rl; evaluate_rl.build_parser(); print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
-    for slow in ("torch", "transformers", "pandas", "matplotlib", "scipy", "pydantic", "numpy"):
-        assert f"'{slow}'" not in done.stdout
-    done = subprocess.run([*command, "--memory", "owned"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+def test_a_mistyped_value_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate_rl.main(["--memory", "owned"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "owned" in error and error.count("\n") == 1
 
 
 def test_without_a_run_one_line_says_how_to_make_one(monkeypatch, tmp_path):
@@ -306,21 +297,15 @@ def test_the_result_files_keep_their_contract(finished):
     summary = read_strictly(path)
     document = read_strictly(path.with_name(path.name.replace("summary_", "results_temp_0.7_")))
     for content in (summary, document):
-        assert list(content) == [
-            "schema_version", "status", "script", "temperature", "started", "finished", "config",
-            "environment", "summary", "results",
-        ]  # fmt: skip
+        keys = "schema_version status script temperature started finished config environment summary results"
+        assert list(content) == keys.split()
         assert content["status"] == "success" and content["schema_version"] == 2
-        assert list(content["summary"]) == [
-            "rows_done", "policies", "comparisons", "adaptivity", "verdicts", "timing",
-        ]  # fmt: skip
+        parts = "rows_done policies comparisons adaptivity verdicts timing"
+        assert list(content["summary"]) == parts.split()
     assert document["temperature"] == 0.7 and summary["temperature"] is None
     answers = document["results"]
     assert len(answers) == 2 * 2 * 2 * 5 * 2 == summary["summary"]["rows_done"]
-    assert list(answers[0])[:9] == [
-        "index", "temperature", "question", "gold_solution", "retrieved_profile", "generated_text",
-        "output_tokens", "perplexity", "semantic_similarity",
-    ]  # fmt: skip
+    assert list(answers[0])[:9] == FIRST_KEYS
     assert {(r["policy"], r["memory_arm"]) for r in answers} == {
         (policy, arm) for policy in ("base", "ipo") for arm in ARMS
     }
@@ -385,30 +370,11 @@ def test_the_report_answers_the_four_questions_and_shows_its_figures(finished):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_continues_to_the_same_result(finished, models, tmp_path):
-    folder = tmp_path / "out" / "evaluation"
-    folder.mkdir(parents=True)
-    (journal,) = finished[0].parent.glob("journal_*.jsonl")
-    lines = journal.read_text().splitlines(keepends=True)
-    assert len(lines) > 5
-    (folder / journal.name).write_text("".join(lines[:4]) + lines[4][: len(lines[4]) // 2])  # a torn line
-    code, out, err = evaluate(*SMALL, "--trained", models[1], "--output_dir", tmp_path / "out")
-    assert code == 0, err
-    assert "torn last line dropped" in err
-    again = Path(out.splitlines()[-1])
-    assert again.name == finished[0].name  # the run's own stamp
-    assert results(again) == results(finished[0])
-    again, before = read_strictly(again), read_strictly(finished[0])
-    for document in (again, before):
-        document["summary"].pop("timing")
-    assert again["summary"] == before["summary"]
-
-
-@pytest.mark.slow
-def test_sigterm_saves_a_cancelled_result_and_the_same_command_continues(finished, models, tmp_path):
+def test_sigterm_saves_a_cancelled_result_and_the_same_command_continues_to_the_same(
+    finished, models, tmp_path
+):
     def stop() -> None:
-        journals = (tmp_path / "evaluation").glob
-        while not any(path.read_text().count("\n") >= 4 for path in journals("journal_*.jsonl")):
+        while not any(path.read_text().count("\n") >= 4 for path in tmp_path.rglob("journal_*.jsonl")):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -418,12 +384,21 @@ def test_sigterm_saves_a_cancelled_result_and_the_same_command_continues(finishe
     code, _, err = evaluate(*flags)
     thread.join()
     assert code == 143 and "continue with: python" in err
-    (path,) = (tmp_path / "evaluation").glob("summary_*.json")
+    path = only(tmp_path, "summary_*.json")
     assert read_strictly(path)["status"] == "cancelled"
     assert 0 < len(results(path)) < len(results(finished[0]))
+
+    # as if the next attempt had been killed while it wrote
+    journal = only(tmp_path, "journal_*.jsonl")
+    text = journal.read_text()
+    batch = text.splitlines()[2]
+    journal.write_text(text + batch[: len(batch) // 2])
     code, out, err = evaluate(*flags)
-    assert code == 0 and Path(out.splitlines()[-1]) == path, err
+    assert code == 0 and "torn last line dropped" in err
+    assert Path(out.splitlines()[-1]) == path  # the run's own stamp
     assert results(path) == results(finished[0])
+    again, before = (read_strictly(document)["summary"] for document in (path, finished[0]))
+    assert again | {"timing": None} == before | {"timing": None}
 
 
 @pytest.mark.slow
