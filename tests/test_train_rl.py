@@ -273,15 +273,20 @@ def test_sigterm_saves_a_checkpoint_and_no_model(flags, tmp_path):
 
 
 def test_not_a_number_stops_the_run_before_it_reaches_the_weights(flags, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
     from rl.trainer import MemoryTrainer
 
     loss = MemoryTrainer.compute_loss
     broken = float("nan")
     monkeypatch.setattr(MemoryTrainer, "compute_loss", lambda *args, **kwargs: loss(*args, **kwargs) * broken)
     # the second step is one on completions that were used before
-    code, _, error = run_here(main, *flags(output_dir=tmp_path, max_steps=30, grpo="num_iterations=2"))
+    options = ["--grpo", "num_iterations=2", "mask_truncated_completions=false"]
+    code, _, error = run_here(main, *flags(output_dir=tmp_path, max_steps=30), *options)
     assert code == 1
     assert "stopped at step 3: the loss or its gradient was not finite 3 times" in error
+    weights = load_file(tmp_path / "checkpoint-3" / "model.safetensors").values()
+    assert all(weight.isfinite().all() for weight in weights)
     assert not (tmp_path / "model").exists()
     assert read_strictly(tmp_path / "run.json")["status"] == "error"
 
