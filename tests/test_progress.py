@@ -35,16 +35,16 @@ def test_a_long_batch_is_no_silence(clock, capsys):
         progress.step(tokens, 8 if tokens <= 20 else 4)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    # token 15 after 14 s of the batch: 15 * 8 tokens, and 85 tokens at 14/15 s each
-    assert lines[0] == "0/32 rows, batch: token 15 of at most 100, 9 tokens/s, at most 01:19 left"
+    # token 15, 14 s after the first: 14 * 8 tokens, and 85 tokens at a second each
+    assert lines[0] == "0/32 rows, batch: token 15 of at most 100, 8 tokens/s, at most 01:25 left"
     assert lines[1].startswith("0/32 rows, batch: token 30 of at most 100, ")
 
 
 def test_the_next_batch_counts_from_its_own_beginning(clock, capsys):
     progress = Progress(total=32, done=0, max_new_tokens=50)
-    clock[0] = 10.0
-    progress.step(1, 2)
-    clock[0] = 16.0
-    progress.step(2, 2)
+    clock[0] = 20.0
+    progress.step(1, 12)  # a line is due, but one moment has no rate
+    clock[0] = 26.0
+    progress.step(2, 12)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "token 2 of at most 50, 1 tokens/s" in line  # 4 tokens in 6 s
+    assert "token 2 of at most 50, 2 tokens/s, at most 04:48 left" in line  # 12 tokens in 6 s; 48 times 6 s

@@ -36,15 +36,16 @@ class Progress:
             rows: of it that go on.
         """
         now = time.monotonic()
-        if tokens == 1:
+        if tokens == 1:  # a rate takes two moments
             self._batch_start, self._batch_tokens = now, 0
+            return
         self._batch_tokens += rows
         if now - self._last_line < (STEP_EVERY_S if self._terminal else LINE_EVERY_S):
             return
         self._last_line = now
 
         elapsed_s = max(now - self._batch_start, 1e-9)
-        left_s = elapsed_s / tokens * (self._max_new_tokens - tokens)
+        left_s = elapsed_s / (tokens - 1) * (self._max_new_tokens - tokens)
         rate = self._batch_tokens / elapsed_s
         text = f"batch: token {tokens} of at most {self._max_new_tokens}, {rate:.0f} tokens/s,"
         text += f" at most {self._bar.format_interval(left_s)} left"
