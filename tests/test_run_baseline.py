@@ -114,6 +114,7 @@ def test_no_secret_of_the_environment_reaches_a_file(factorial):
     assert all(b"canary-9b1c" not in path.read_bytes() for path in folder.rglob("*.*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_students_who_never_say_what_they_need_are_shown_by_their_history_and_judged_by_their_needs(
     tiny_folder, tmp_path
 ):
