@@ -122,14 +122,15 @@ def choose_profiles(args: argparse.Namespace) -> dict:
     return {name: profiles[name] for name in names}
 
 
-def follow_students(args: argparse.Namespace, profiles: dict, policies) -> tuple[list, dict, str]:
+def follow_students(
+    args: argparse.Namespace, profiles: dict, truths: dict, policies
+) -> tuple[list, dict, str]:
     """The moments at which students get explanations, what each of them did, and the data's name.
 
     Raises:
         UserError: no student has come as far as the chapters.
     """
     if args.dataset == "textbook":
-        from cot.utils.students import load_truths
         from cot.utils.textbook import pick_chapters
         from rl.moments import walk_textbook
 
@@ -141,7 +142,7 @@ def follow_students(args: argparse.Namespace, profiles: dict, policies) -> tuple
             practice=args.practice,
             seed=args.seed,
             half_life_days=args.memory_half_life,
-            truths=None if args.memory_level == "stated" else load_truths(args.profiles_dir, profiles),
+            truths=None if args.memory_level == "stated" else truths,
         )
         if not moments:
             raise UserError(
@@ -157,14 +158,13 @@ def follow_students(args: argparse.Namespace, profiles: dict, policies) -> tuple
     questions, source = held_out_questions(args.dataset, runs, args.subset_size)
     log = MemoryLog(args.profiles_dir / "memory")
     histories = {name: log.read(name) for name in profiles}
-    arms = remember(args, profiles, histories, embedder=None)  # mastery needs no embedder
+    arms = remember(args, profiles, truths, histories, embedder=None)  # mastery needs no embedder
     return cross(list(profiles), questions, arms), histories, source
 
 
-def remember(args: argparse.Namespace, profiles: dict, histories: dict, embedder):
+def remember(args: argparse.Namespace, profiles: dict, truths: dict, histories: dict, embedder):
     """What each memory arm shows of these students."""
     from cot.utils.memory_arms import MemoryArms
-    from cot.utils.students import load_truths
 
     return MemoryArms(
         profiles,
@@ -175,7 +175,7 @@ def remember(args: argparse.Namespace, profiles: dict, histories: dict, embedder
         min_similarity=args.min_similarity,
         half_life_days=args.memory_half_life,
         level=args.memory_level,
-        truths=load_truths(args.profiles_dir, profiles),
+        truths=truths,
     )
 
 
@@ -251,20 +251,40 @@ def write_report(evaluation, document: dict, policies) -> None:
     print(f"report:   {report}", flush=True)
 
 
-def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, folder: Path) -> int:
-    """Students, course, every tutor's walk, learning gains; returns the exit code."""
-    from cot.utils.devices import pick_device
+def open_run(
+    args: argparse.Namespace, policies, truths: dict, rows: list, config: dict, folder: Path, identity=None
+):
+    """The run of these rows: templates are checked before any weights load."""
     from cot.utils.formats import prepare_models
     from cot.utils.memory_arms import PromptShape
-    from cot.utils.records import add_metrics
     from cot.utils.runner import Run
-    from cot.utils.students import load_truths
+
+    sources = {policy.name: policy.source for policy in policies}
+    tokenizers, args.max_new_tokens = prepare_models(args, sources, args.max_new_tokens)
+    return Run(
+        script=Path(__file__).name,
+        args=args,
+        rows=rows,
+        sources=sources,
+        shape=PromptShape(args.cot_prompt, args.memory_tokens),
+        profiles=truths,
+        config={"policies": [policy.describe() for policy in policies], **config},
+        folder=folder,
+        tokenizers=tokenizers,
+        identity=identity,
+    )
+
+
+def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: dict, folder: Path) -> int:
+    """Students, course, every tutor's walk, learning gains; returns the exit code."""
+    from cot.utils.devices import pick_device
+    from cot.utils.records import add_metrics
     from cot.utils.sweeps import load_scorers
     from cot.utils.textbook import pick_chapters
     from rl.closed_loop import arm_of, draw_course, start_walk, summarize_walks, teach_all
 
     # who learns what
-    chapters, truths = pick_chapters(args.chapters), load_truths(args.profiles_dir, profiles)
+    chapters = pick_chapters(args.chapters)
     course = draw_course(chapters, args.exercises_per_chapter, args.seed)
     start_walk(truths, chapters, args.seed)  # students without needs end here
     scorers, device = load_scorers(), str(pick_device(args.device))
@@ -272,24 +292,14 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, folder: 
     print(f"data:     textbook test, {len(course)} exercises for {len(profiles)} students")
     print(f"rows:     {count} on {device}, memory: {args.memory_level}", flush=True)
 
-    sources = {policy.name: policy.source for policy in policies}
-    tokenizers, args.max_new_tokens = prepare_models(args, sources, args.max_new_tokens)
-    evaluation = Run(
-        script=Path(__file__).name,
-        args=args,
+    config = {"device": device, "exercises": len(course), "students_followed": len(profiles)}
+    evaluation = open_run(
+        args,
+        policies,
+        truths,
         rows=[],  # the next question depends on the last answer
-        sources=sources,
-        shape=PromptShape(args.cot_prompt, args.memory_tokens),
-        profiles=truths,
-        config={
-            "policies": [policy.describe() for policy in policies],
-            "device": device,
-            "exercises": len(course),
-            "students_followed": len(profiles),
-            **scorers.describe(),
-        },
+        config=config | scorers.describe(),
         folder=folder,
-        tokenizers=tokenizers,
         identity={
             "course": [exercise.id for exercise in course],
             "policies": [[policy.name, policy.source.revision, arm_of(policy)] for policy in policies],
@@ -302,7 +312,7 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, folder: 
             policies,
             start=lambda: start_walk(truths, chapters, args.seed),
             course=course,
-            remember=lambda histories: remember(args, profiles, histories, scorers.embedder),
+            remember=lambda histories: remember(args, profiles, truths, histories, scorers.embedder),
         )
         path, document = evaluation.finish(
             measure=lambda records: add_metrics(records, scorers.embedder, scorers.nlp),
@@ -316,26 +326,25 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, folder: 
 
 def run(args: argparse.Namespace) -> int:
     """Policies, moments, memories, answers, measures, report; returns the exit code."""
+    from cot.utils.students import load_truths
     from rl.runs import resolve_policies
 
     # who is asked what: a wrong flag ends here, before anything heavy loads
     policies = resolve_policies(args.base, args.trained)
     fill_from_run(args, policies)
     profiles = choose_profiles(args)
+    truths = load_truths(args.profiles_dir, profiles)
     folder = writable_dir(args.output_dir / "evaluation")
     if args.closed_loop:
-        return run_closed_loop(args, policies, profiles, folder)
-    moments, histories, source = follow_students(args, profiles, policies)
+        return run_closed_loop(args, policies, profiles, truths, folder)
+    moments, histories, source = follow_students(args, profiles, truths, policies)
 
     from cot.utils.devices import pick_device
-    from cot.utils.formats import prepare_models
-    from cot.utils.memory_arms import PromptShape
-    from cot.utils.runner import Run
     from cot.utils.sweeps import load_scorers
 
     # what each arm shows at each moment
     scorers, device = load_scorers(), str(pick_device(args.device))
-    arms = remember(args, profiles, histories, scorers.embedder)
+    arms = remember(args, profiles, truths, histories, scorers.embedder)
     rows = build_rows(args, policies, moments, arms)
     questions = len({moment.question.id for moment in moments})
     for policy in policies:
@@ -343,32 +352,14 @@ def run(args: argparse.Namespace) -> int:
     print(f"data:     {source}: {len(moments)} moments, {questions} exercises, {len(profiles)} students")
     print(f"rows:     {len(rows)} on {device}, arms: {' '.join(args.memory)}", flush=True)
 
-    sources = {policy.name: policy.source for policy in policies}
-    tokenizers, args.max_new_tokens = prepare_models(args, sources, args.max_new_tokens)
-    evaluation = Run(
-        script=Path(__file__).name,
-        args=args,
-        rows=rows,
-        sources=sources,
-        shape=PromptShape(args.cot_prompt, args.memory_tokens),
-        profiles=arms.truths,
-        config={
-            "policies": [policy.describe() for policy in policies],
-            "device": device,
-            "dataset_source": source,
-            "moments": len(moments),
-            "questions": questions,
-            "students_followed": len(profiles),
-            **scorers.describe(),
-        },
-        folder=folder,
-        tokenizers=tokenizers,
-    )
+    config = {"device": device, "dataset_source": source, "moments": len(moments)}
+    config |= {"questions": questions, "students_followed": len(profiles)}
+    evaluation = open_run(args, policies, truths, rows, config | scorers.describe(), folder)
     with evaluation:
         evaluation.generate()
         path, document = evaluation.finish(
             measure=lambda records: measure(records, evaluation, scorers),
-            summarize=lambda records: summarize(records, args, policies, arms.truths, scorers.embedder),
+            summarize=lambda records: summarize(records, args, policies, truths, scorers.embedder),
         )
     write_report(evaluation, document, policies)
     print(path)

@@ -27,7 +27,7 @@ from cot.utils.students import Interaction, Manner, Profile
 from cot.utils.support import support_fit, support_level, support_target
 from cot.utils.textbook import Chapter, Exercise, generate_exercises
 from rl.runs import Policy
-from rl.simulate_students import Needs, Student, draw_manner, needs_of
+from rl.simulate_students import Student, draw_manner, needs_of
 
 MODELLESS = ("random", "oracle")
 # Styles, the most marked first: a text with a check at its end may also be one in short sentences.
@@ -39,7 +39,6 @@ class Learner:
     """A student on its way with one tutor, and what happened to it so far."""
 
     student: Student
-    needs: Needs
     history: list[Interaction]
     steps: list[dict]
 
@@ -50,7 +49,7 @@ class Learner:
         self.history.append(interaction)
         self.steps.append(
             {
-                "fit": self.needs.met_by(manner),
+                "fit": self.student.needs.met_by(manner),
                 "support_fit": support_fit(manner.support, target),
                 "sound": is_sound,
                 "right": interaction.correct,
@@ -96,10 +95,9 @@ def start_walk(truths: Mapping[str, Profile], chapters: Sequence[Chapter], seed:
             f"--closed_loop: what {unknown[0]} needs is not known;"
             " rl/simulate_students.py --generate makes students of whom it is"
         )
-    needs = {name: needs_of(truth) for name, truth in truths.items()}
     return [
-        Learner(Student(truth, chapters, seed, needs=needs[name]), needs[name], history=[], steps=[])
-        for name, truth in truths.items()
+        Learner(Student(truth, chapters, seed, needs=needs_of(truth)), history=[], steps=[])
+        for truth in truths.values()
     ]
 
 
@@ -122,7 +120,8 @@ def teach_without_model(
             manner = draw_manner(rng)
             if tutor == "oracle":
                 target = support_target(learner.student.mastery.get(exercise.skill))
-                manner = Manner(style=learner.needs.style, hint=learner.needs.hint, support=target)
+                needs = learner.student.needs
+                manner = Manner(style=needs.style, hint=needs.hint, support=target)
             learner.meet(exercise, manner, is_sound=True)
 
 

@@ -70,7 +70,8 @@ def test_nothing_of_a_wrong_explanation_reaches_a_student(truths):
         learners = start_walk(truths, CHAPTERS, 0)
         for exercise in course:
             for learner in learners:
-                fitting = Manner(style=learner.needs.style, hint=learner.needs.hint, support="guided")
+                needs = learner.student.needs
+                fitting = Manner(style=needs.style, hint=needs.hint, support="guided")
                 learner.meet(exercise, fitting, is_sound)
         right[is_sound] = [step["right"] for learner in learners for step in learner.steps]
     assert sum(right[True]) > 1.5 * sum(right[False])

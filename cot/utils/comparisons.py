@@ -222,11 +222,8 @@ def fit_to_students(records: Records, profiles: Mapping[str, Profile]) -> tuple[
         students that the records speak of, `{n, top1, mrr, chance}`, where a text that is the same for all
         has exactly the chance, 1 / students.
     """
-    first = [
-        record
-        for record in usable(records)
-        if record["sample"] == 0 and has_wishes(profiles[record["student_id"]])
-    ]
+    judges = {student for student, profile in profiles.items() if has_wishes(profile)}
+    first = [r for r in usable(records) if r["sample"] == 0 and r["student_id"] in judges]
     students = sorted({record["student_id"] for record in first})
     judged = judge_fits(first, {student: profiles[student] for student in students})
     marked = [record | fit for record, fit in zip(first, judged, strict=True)]
