@@ -27,7 +27,7 @@ from cot.utils.students import Interaction, Manner, Profile
 from cot.utils.support import support_fit, support_level, support_target
 from cot.utils.textbook import Chapter, Exercise, generate_exercises
 from rl.runs import Policy
-from rl.simulate_students import Student, draw_manner, needs_of
+from rl.student_model import Student, draw_manner, needs_of
 
 MODELLESS = ("random", "oracle")
 # Styles, the most marked first: a text with a check at its end may also be one in short sentences.
@@ -101,12 +101,18 @@ def start_walk(truths: Mapping[str, Profile], chapters: Sequence[Chapter], seed:
     ]
 
 
-def draw_course(chapters: Sequence[Chapter], exercises_per_chapter: int, seed: int) -> list[Exercise]:
-    """The exercises, chapter by chapter, the same for every student and tutor."""
+def draw_course(
+    chapters: Sequence[Chapter], exercises_per_chapter: int, seed: int, split: str = "test"
+) -> list[Exercise]:
+    """The exercises, chapter by chapter, the same for every student and tutor.
+
+    Args:
+        split: of their templates.
+    """
     return [
         exercise
         for chapter in chapters
-        for exercise in generate_exercises(chapter, "test", exercises_per_chapter, seed)
+        for exercise in generate_exercises(chapter, split, exercises_per_chapter, seed)
     ]
 
 

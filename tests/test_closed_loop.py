@@ -10,7 +10,7 @@ from cot.utils.students import Manner
 from cot.utils.textbook import pick_chapters
 from rl import lessons, simulate_students
 from rl.closed_loop import draw_course, read_manner, start_walk, summarize_walks, teach_without_model
-from rl.simulate_students import generate_student
+from rl.student_model import generate_student
 
 CHAPTERS = pick_chapters(["addition", "subtraction", "multiplication"])
 
@@ -33,8 +33,7 @@ def test_the_manner_that_an_explanation_was_written_in_is_found_in_it():
     for _ in range(200):
         written = lessons.draw_manner(rng)
         found = read_manner(lessons.explain(steps, written), gold_steps=2)
-        support = "worked_out" if written.support else "guided" if written.because else "brief"
-        assert found == Manner(style=written.style, hint=written.hint, support=support), written
+        assert found == Manner(style=written.style, hint=written.hint, support=written.support), written
 
 
 def test_of_a_text_in_no_manner_none_is_made_up():

@@ -14,12 +14,12 @@ from cot.utils.manners import record_manners
 from cot.utils.mastery import BKTParameters, mastery_by_skill
 from cot.utils.students import MemoryLog, Profile, load_profiles, load_truths
 from cot.utils.textbook import generate_exercises, load_chapters
-from rl.simulate_students import (
+from rl.simulate_students import main
+from rl.student_model import (
     Student,
     combinations,
     draw_parameters,
     generate_student,
-    main,
     needs_of,
     simulate_history,
     student_grade,
