@@ -27,7 +27,7 @@ from cot.utils.comparisons import (
 PROGRESS_MARGIN = 0.1  # of the difference of Fisher's z
 RULE = " ".join(__doc__.split("\n\n", 1)[1].split())
 FURTHER = (  # metrics of the second table
-    "scaffold_fit",
+    "support_fit",
     "equation_validity",
     "prerequisite_coverage",
     "over_explaining",
@@ -278,7 +278,7 @@ def _adaptivity_table(found: Mapping) -> list[str]:
 
 
 def _chapter_table(tables: Mapping) -> list[str]:
-    shown = ("accuracy", "fidelity", "scaffold_fit")
+    shown = ("accuracy", "fidelity", "support_fit")
     rows = [
         [policy, chapter, means["n"], *(show_number(means[key]) for key in shown)]
         for policy, arms in tables.items()

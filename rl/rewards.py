@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
-from cot.utils import metrics
 from cot.utils.answers import score_answer
 from cot.utils.equations import equations
 from cot.utils.errors import TEXT_ERRORS, UserError
 from cot.utils.fidelity import MAX_COPYING, copying, fidelity, names_student
 from cot.utils.files import append_json_lines
 from cot.utils.students import Profile
+from cot.utils.support import support_fit, support_level, support_target
 from cot.utils.thinking import NO_BLOCK, Reasoning, split_thinking
 
 DEFAULT_WEIGHTS = {
@@ -28,13 +28,13 @@ DEFAULT_WEIGHTS = {
     "format": 0.1,
     "fidelity": 0.3,
     "memory_margin": 0.2,
-    "scaffold_fit": 0.1,
+    "support_fit": 0.1,
     "overlong": 1.0,
     "repetition": 0.2,
 }
 # A tutor policy that is right half of the time hears little of fit beside the noise of being right or wrong;
 # a correct generic answer still has at least 1 - 0.5 - 0.2 = 0.3, a wrong one at most 0.1.
-TUTOR_WEIGHTS = DEFAULT_WEIGHTS | {"fidelity": 1.0, "memory_margin": 0.5}
+TUTOR_WEIGHTS = DEFAULT_WEIGHTS | {"fidelity": 1.0, "memory_margin": 0.5, "support_fit": 1.0}
 SOFT_SHARE = 0.2  # of the completion's budget, at its end, over which `overlong` falls from 0 to -1
 REPETITION_NGRAM = 3
 SAMPLE_ROWS = 8  # written of each process's sampled batch: one group of the usual size
@@ -137,24 +137,27 @@ def memory_margin(
     return margins
 
 
-def scaffold_fit(
+def gives_support(
     completions: Sequence[str],
     gold_solution: Sequence[str],
     fit_to: Sequence[str | None],
     mastery: Sequence[float | None],
     steps: Sequence[int],
-    profiles: Mapping[str, Profile],
     **_columns,
 ) -> Rewards:
-    """`correct` x (1 - min(1, |n - target| / target)) x share of the equations that are valid.
+    """`correct` x (the level of support is the one that the student's mastery asks for) x share of the
+    equations that are valid.
 
-    n counts distinct valid equations; the target is the gold solution's steps, one more where the student
-    has not mastered the skill, and one more where the style asks for a check. Range [0, 1]; 0 without an
-    equation; None where the row is not judged for fit or the skill's mastery is unknown.
+    Range [0, 1]; 0 without an equation; None where the row is not judged for fit or the skill's mastery is
+    unknown. No half reward for a level beside the right one: it would pay one level for every student.
 
     Args:
         mastery: P(known) of the exercise's skill, in [0, 1].
         steps: calculations in the gold solution.
+
+    >>> rows = {"gold_solution": ["#### 7"] * 2, "fit_to": ["S1"] * 2, "steps": [1, 1]}
+    >>> gives_support(["4+3=7\\n#### 7"] * 2, mastery=[0.97, 0.5], **rows)
+    [1.0, 0.0]
     """
     rights = correct(completions, gold_solution)
     scores: Rewards = []
@@ -165,10 +168,9 @@ def scaffold_fit(
             scores.append(None)
             continue
         found = equations(text)
-        valid = [equation.key for equation in found if equation.valid]
-        target = metrics.scaffold_target(gold_steps, p_known, profiles[student].explanation_style)
-        support = metrics.scaffold_fit(len(set(valid)), target)
-        scores.append(right * support * len(valid) / len(found) if found else 0.0)
+        is_fit = support_fit(support_level(text, gold_steps), support_target(p_known))
+        valid = sum(equation.valid for equation in found)
+        scores.append(right * is_fit * valid / len(found) if found else 0.0)
     return scores
 
 
@@ -232,7 +234,7 @@ def reward_parts(
         "format": well_formed,
         "fidelity": partial(fits_preferences, fit=fit),
         "memory_margin": partial(memory_margin, fit=fit),
-        "scaffold_fit": partial(scaffold_fit, profiles=profiles),
+        "support_fit": gives_support,
         "overlong": get_soft_overlong_punishment(max_completion_length, soft_tokens),
         "repetition": get_repetition_penalty_reward(REPETITION_NGRAM, -1.0),
         "coin": coin,

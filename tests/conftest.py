@@ -205,7 +205,8 @@ def planted_record(
     }
     if student:
         record |= {"student_id": student, "memory_arm": arm, "moment": 0, "mastery": 0.5}
-        record |= {"fidelity": 0.5, "scaffold_fit": 1.0, "copying": 0.0, "names_student": False}
+        record |= {"fidelity": 0.5, "support": "guided", "support_fit": 1.0, "copying": 0.0}
+        record |= {"names_student": False}
         record |= {"retrieved_memories": []}
     return record | changes
 

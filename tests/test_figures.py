@@ -113,9 +113,7 @@ def evaluated(policy, chapter, number, **changes):
     answer = {"policy": policy, "memory_arm": "own", "student_id": f"S{number % 2}", "error": None}
     answer |= {"question_id": f"{chapter}/{number // 2}", "chapter": chapter, "as_of": "2026-03-01T09:00:00Z"}
     answer |= {"prompt": f"{chapter} {number}", "temperature": 0.7, "sample": 0}
-    return (
-        answer | {"fidelity": 0.5, "distinct_valid_equations": 4, "gold_steps": 2, "mastery": 0.4} | changes
-    )
+    return answer | {"fidelity": 0.5, "support": "worked_out", "gold_steps": 2, "mastery": 0.4} | changes
 
 
 def evaluation_summary(comparisons=()):
@@ -132,7 +130,7 @@ def test_an_evaluation_is_drawn_by_policy_and_over_the_chapters(drawn, tmp_path)
     assert [label.get_text() for label in accuracy.get_xticklabels()] == ["own", "none"]
     fit, support = drawn["chapters_T.png"].axes
     assert [label.get_text() for label in fit.get_xticklabels()] == ["addition\nn = 4", "two step\nn = 4"]
-    assert list(support.containers[0][0].get_ydata()) == [2.0, 2.0]  # 4 equations over 2 steps of the gold
+    assert list(support.containers[0][0].get_ydata()) == [2.0, 2.0]  # worked out
     assert list(support.containers[1][0].get_ydata()) == [0.4, 0.4]  # mastery
 
 

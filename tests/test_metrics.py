@@ -18,8 +18,6 @@ from cot.utils.metrics import (
     load_spacy,
     perplexity,
     prerequisite_coverage,
-    scaffold_fit,
-    scaffold_target,
     semantic_similarity,
     skill_operations,
     unmastered_skills,
@@ -172,24 +170,6 @@ def test_only_the_needed_components_are_loaded(nlp):
 
 SKILLS = ["groups_then_change", "equal_groups", "take_away"]  # the first only combines others
 BOTH = "Multiplying gives 3*8=24.\nThen subtracting gives 24-5=19.\n#### 19"
-
-
-@pytest.mark.parametrize(
-    ("steps", "mastery", "style", "target"),
-    [
-        (1, 0.95, "numbered_steps", 1),
-        (1, 0.9499, "numbered_steps", 2),
-        (3, 0.99, "check_at_end", 4),
-        (3, 0.1, "check_at_end", 5),
-    ],
-)
-def test_the_target_grows_with_what_is_not_mastered(steps, mastery, style, target):
-    assert scaffold_target(steps, mastery, style) == target
-
-
-@pytest.mark.parametrize(("n", "fit"), [(0, 0.0), (1, 0.25), (4, 1.0), (5, 0.75), (8, 0.0), (99, 0.0)])
-def test_the_fit_falls_on_both_sides_of_a_target_of_four(n, fit):
-    assert scaffold_fit(n, 4) == fit
 
 
 def test_validity_is_a_share_and_missing_without_equations():

@@ -60,13 +60,16 @@ def test_a_record_scores_the_text():
     assert (record["gold_steps"], record["equation_validity"]) == (2, 1.0)
 
 
-@pytest.mark.parametrize(("mastery", "target", "fit"), [(0.99, 2, 1.0), (0.4, 3, 2 / 3), (None, 3, 2 / 3)])
+@pytest.mark.parametrize(
+    ("mastery", "target", "fit"),
+    [(0.99, "brief", 1.0), (0.4, "guided", 0.0), (0.1, "worked_out", 0.0), (None, "guided", 0.0)],
+)
 def test_support_is_judged_by_the_mastery_of_the_skill(mastery, target, fit):
-    """Two steps; one equation more where the skill is not mastered, or was never practised."""
+    """Two steps and nothing else are brief; a skill that was never practised asks for a guided text."""
     known = {} if mastery is None else {"two_changes": mastery}
     record = make(make_completion(TEXT), mastery=known)
-    assert (record["mastery"], record["scaffold_target"]) == (mastery, target)
-    assert record["scaffold_fit"] == pytest.approx(fit, abs=1e-6)
+    assert (record["mastery"], record["support_target"], record["support"]) == (mastery, target, "brief")
+    assert record["support_fit"] == fit
 
 
 def test_fit_is_judged_against_the_student_asked_for_and_not_the_memorys():
@@ -88,7 +91,7 @@ def test_copying_reads_the_memory_of_the_prompt():
 def test_a_failed_answer_has_nulls_and_its_error():
     record = make(make_completion("", logprobs=(), error={"type": "prompt_too_long", "message": "m"}))
     nulls = ("output_tokens", "perplexity", "correct", "strict_correct", "equations", "equation_validity")
-    nulls += ("fidelity", "style_met", "scaffold_fit", "copying", "names_student", "truncated")
+    nulls += ("fidelity", "style_met", "support", "support_fit", "copying", "names_student", "truncated")
     assert [record[key] for key in nulls] == [None] * len(nulls)
     assert record["error"]["type"] == "prompt_too_long"
 

@@ -86,7 +86,7 @@ def test_support_that_falls_as_mastery_grows_is_adaptation(low, high, verdict):
 
 def test_an_arm_without_answers_is_a_row_of_dashes():
     nothing = {"n": 0, "mean": None, "low": None, "high": None}
-    names = ("fidelity", "output_tokens", "scaffold_fit", "equation_validity", "prerequisite_coverage")
+    names = ("fidelity", "output_tokens", "support_fit", "equation_validity", "prerequisite_coverage")
     names += ("over_explaining", "semantic_similarity", "base_nll")
     table = {"n": 0, "accuracy": dict.fromkeys(("canonical", "strict", "flexible"), nothing)}
     table |= {"metrics": dict.fromkeys(names, nothing), "memory_specificity": nothing, "alarm": False}

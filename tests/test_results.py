@@ -31,7 +31,7 @@ def test_the_keys_stand_in_the_contracts_order():
         "summary",
         "results",
     ]
-    assert make("success")["schema_version"] == 2
+    assert make("success")["schema_version"] == 3
 
 
 def test_only_what_has_ended_has_an_end():

@@ -111,13 +111,14 @@ def test_the_least_of_a_right_text_is_above_the_most_of_a_wrong_one():
     ("text", "earned"),
     [
         ("Adding gives 14+23=38.\n#### 38", 0.1),
-        # correct 1 + format .1; fidelity 0; margin -(1 + 0)/2 x .2; scaffold 1 of target 2: .5 x .1
-        ("14+23=37 pens.\n#### 37", 1 + 0.1 - 0.1 + 0.05),
-        # correct 1, format .1, fidelity 1 x .3, margin (1 - 0) x .2, scaffold 1 of target 2: .5 x .1
-        (FITTING, 1 + 0.1 + 0.3 + 0.2 + 0.05),
-        (FITTING.replace("Take", "S1, 5th grade, take"), 1 + 0.1 + 0.3 + 0.2 + 0.05),  # a name earns nothing
+        # correct 1 + format .1; fidelity 0; margin -(1 + 0)/2 x .2; brief, where guided is needed: 0
+        ("14+23=37 pens.\n#### 37", 1 + 0.1 - 0.1),
+        # correct 1, format .1, fidelity 1 x .3, margin (1 - 0) x .2, brief
+        (FITTING, 1 + 0.1 + 0.3 + 0.2),
+        (FITTING.replace("=37.", "=37 because both are counted."), 1 + 0.1 + 0.3 + 0.2 + 0.1),  # guided
+        (FITTING.replace("Take", "S1, 5th grade, take"), 1 + 0.1 + 0.3 + 0.2),  # a name earns nothing
     ],
-    ids=["wrong", "generic", "fitting", "named"],
+    ids=["wrong", "generic", "fitting", "supporting", "named"],
 )
 def test_a_text_earns_the_sum_of_its_parts(text, earned):
     assert total(text) == pytest.approx(earned)
@@ -125,8 +126,8 @@ def test_a_text_earns_the_sum_of_its_parts(text, earned):
 
 def test_fit_alone_is_worth_nothing():
     wrong = explain(calculations(GOLD), Manner("numbered_steps"), answer="38")
-    for name, worth in (("fidelity", 1), ("memory_margin", 1), ("scaffold_fit", 0.5)):
-        assert (score(name, wrong), score(name, FITTING)) == (0, worth)
+    for name in ("fidelity", "memory_margin", "support_fit"):
+        assert (score(name, wrong, mastery=0.97), score(name, FITTING, mastery=0.97)) == (0, 1)
     # nor does a wrong answer pay for fitting others better
     assert score("memory_margin", wrong, fit_to="S2", other_students=["S1"]) == 0
     assert score("memory_margin", FITTING, fit_to="S2", other_students=["S1"]) == -1
@@ -159,36 +160,40 @@ def test_keyword_stuffing_earns_no_fit():
     stuffed = "Hint hint because guiding questions? because check numbered steps 14+23=37\n#### 37"
     assert score("correct", stuffed) == 1
     assert score("fidelity", stuffed, fit_to="S4") == 0
-    met = explain(calculations(GOLD), Manner("guiding_questions", hint=True, because=True))
+    met = explain(calculations(GOLD), Manner("guiding_questions", hint=True, support="guided"))
     assert score("fidelity", met, fit_to="S4") == 1
 
 
 def test_repeated_equations_earn_nothing_and_cost_repetition():
     once, often = "14+23=37.\n#### 37", "14+23=37.\n" * 6 + "#### 37"
-    # both have 1 distinct valid equation of target 2: 1 - 1/2
-    assert score("scaffold_fit", once) == score("scaffold_fit", often) == 0.5
+    # the same calculation again is no other one that confirms it
+    assert score("support_fit", once, mastery=0.1) == score("support_fit", often, mastery=0.1) == 0
     assert score("repetition", once) == 0 > score("repetition", often)
-    # a wrong equation beside a right one halves the validity: 1/2 x (1 - 1/2)
-    assert score("scaffold_fit", "14+23=37, 14+23=38\n#### 37") == 0.25
+    # a wrong equation beside a right one halves the validity
+    assert score("support_fit", "14+23=37, 14+23=38\n#### 37", mastery=0.97) == 0.5
 
 
 # --- the parts one by one ---------------------------------------------------------------------------------
 
 
-def test_scaffold_target_rises_for_the_unmastered_and_for_a_check():
-    one, two = "14+23=37\n#### 37", "14+23=37\n37-23=14\n#### 37"
-    assert [score("scaffold_fit", text, mastery=0.97) for text in (one, two)] == [1, 0]  # target 1
-    assert [score("scaffold_fit", text, mastery=0.5) for text in (one, two)] == [0.5, 1]  # target 2
-    assert score("scaffold_fit", two, mastery=0.97, fit_to="S3") == 1  # target 1 + 1
-    assert score("scaffold_fit", "So it is.\n#### 37") == 0
+def test_each_state_of_a_skill_is_paid_for_one_level_of_support():
+    texts = [
+        "14+23=37\n37-14=23\n#### 37",
+        "14+23=37 because both are counted.\n#### 37",
+        "14+23=37\n#### 37",
+    ]
+    for number, mastery in enumerate((0.1, 0.5, 0.97)):
+        paid = [score("support_fit", text, mastery=mastery) for text in texts]
+        assert paid == [float(place == number) for place in range(3)]
+    assert score("support_fit", "So it is.\n#### 37") == 0
 
 
 def test_parts_that_do_not_apply_are_none():
     text = "14+23=37\n#### 37"
-    for name in ("fidelity", "memory_margin", "scaffold_fit"):
+    for name in ("fidelity", "memory_margin", "support_fit"):
         assert score(name, text, fit_to=None) is None
     assert score("memory_margin", text, other_students=[]) is None
-    assert score("scaffold_fit", text, mastery=None) is None
+    assert score("support_fit", text, mastery=None) is None
     assert score("correct", text, fit_to=None) == score("format", text, fit_to=None) == 1
 
 
@@ -249,8 +254,8 @@ def test_a_part_that_raises_costs_its_row_alone():
 )
 def test_every_part_reads_what_follows_the_reasoning(reasoning, texts):
     """The first and the third text have an answer behind their reasoning, the second one never ends it."""
-    parts = reward_parts(["correct", "format", "fidelity", "scaffold_fit"], PROFILES, BUDGET)
+    parts = reward_parts(["correct", "format", "fidelity", "support_fit"], PROFILES, BUDGET)
     batch = {column: [value] * 3 for column, value in ROW.items()}
-    batch |= {"completions": texts, "student_id": ["S1"] * 3}
+    batch |= {"completions": texts, "student_id": ["S1"] * 3, "mastery": [0.97] * 3}
     columns = [part(**batch) for part in RewardTable(parts, reasoning=reasoning).functions()]
-    assert columns == [[1, 0, 1], [1, 0, 1], [1, 0, 1], [0.5, 0, 0.5]]
+    assert columns == [[1, 0, 1], [1, 0, 1], [1, 0, 1], [1, 0, 1]]

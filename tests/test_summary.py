@@ -98,7 +98,7 @@ def test_an_arm_says_how_its_students_and_chapters_fared():
         planted_record("q0", "S003", "own", correct=True, chapter="addition", copying=0.5),
     ]
     found = describe_arm(rows, load_profiles(PROFILES_DIR))
-    assert found["by_student"]["S001"] == {"n": 2, "accuracy": 0.5, "fidelity": 0.5, "scaffold_fit": 1.0}
+    assert found["by_student"]["S001"] == {"n": 2, "accuracy": 0.5, "fidelity": 0.5, "support_fit": 1.0}
     assert found["by_chapter"]["addition"]["accuracy"] == 1.0
     assert found["copies_memory_share"] == pytest.approx(1 / 3) and found["alarm"] is True
     assert found["correct_per_1000_tokens"] == pytest.approx(1000 * 2 / 30)
@@ -107,14 +107,15 @@ def test_an_arm_says_how_its_students_and_chapters_fared():
 def test_policies_are_described_apart_and_own_memory_with_its_progress():
     profiles = load_profiles(PROFILES_DIR)
     rows = []
-    for policy, support in (("fading", (4, 3, 2, 1)), ("constant", (2, 2, 2, 2))):
+    fading = ("worked_out", "guided", "guided", "brief")
+    for policy, levels in (("fading", fading), ("constant", ("guided",) * 4)):
         for student in ("S001", "S003"):
-            for moment, equations in enumerate(support):
+            for moment, level in enumerate(levels):
                 shown = {"moment": moment, "mastery": 0.2 + 0.2 * moment, "policy": policy}
-                shown["distinct_valid_equations"] = equations
+                shown["support"] = level
                 rows.append(planted_record(f"q{moment}", student, "own", **shown))
     found = describe_policies(rows, profiles)
-    assert found["fading"]["own"]["progress"]["mean"] == pytest.approx(-0.99)
+    assert found["fading"]["own"]["progress"]["mean"] == pytest.approx(-((9 / 10) ** 0.5))
     assert found["constant"]["own"]["progress"]["n"] == 0
     assert found["fading"]["own"]["n"] == 8
 

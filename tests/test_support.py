@@ -32,5 +32,5 @@ def test_the_less_is_known_the_more_support_is_needed():
     assert targets == ["worked_out", "worked_out", "guided", "guided", "brief", "brief"]
 
 
-def test_one_level_off_is_half_a_fit():
-    assert [support_fit("guided", target) for target in ("worked_out", "guided", "brief")] == [0.5, 1.0, 0.5]
+def test_no_level_fits_more_than_one_target():
+    assert [support_fit("guided", target) for target in ("worked_out", "guided", "brief")] == [0.0, 1.0, 0.0]

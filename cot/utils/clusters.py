@@ -15,11 +15,11 @@ import numpy as np
 from cot.utils.stats import Interval, clustered_mean, clustered_share, wilson_interval
 
 # What depends on the student whom a text is for: the same text has another value for another student.
-OF_THE_STUDENT = {"fidelity", "scaffold_fit", "prerequisite_coverage", "over_explaining", "mastery"}
-COUNTED = {"output_tokens", "mean_nll", "base_nll", "reasoning_steps", "support"}
+OF_THE_STUDENT = {"fidelity", "support_fit", "prerequisite_coverage", "over_explaining", "mastery"}
+COUNTED = {"output_tokens", "mean_nll", "base_nll", "reasoning_steps", "amount"}
 COUNTED |= {"distinct_equations", "distinct_valid_equations"}
 LIMITS = dict.fromkeys(COUNTED, (0.0, math.inf)) | {"perplexity": (1.0, math.inf)}
-LIMITS |= {"semantic_similarity": (-1.0, 1.0), "specificity": (-1.0, 1.0)}
+LIMITS |= dict.fromkeys(("semantic_similarity", "specificity", "regret"), (-1.0, 1.0))
 UNIT = (0.0, 1.0)  # of every other metric
 
 

@@ -24,11 +24,12 @@ from cot.utils.stats import (
     spearman,
 )
 from cot.utils.students import Profile
+from cot.utils.support import AMOUNT
 
 METRICS = (
     "correct",
     "fidelity",
-    "scaffold_fit",
+    "support_fit",
     "equation_validity",
     "prerequisite_coverage",
     "over_explaining",
@@ -277,19 +278,17 @@ def adaptivity(records: Records, embedder) -> dict[str, dict]:
 
 
 def progress_series(records: Records) -> dict[str, tuple[list[float], list[float]]]:
-    """By student, mastery and scaffolding at each moment, in order.
+    """By student, mastery and support at each moment, in order.
 
-    Scaffolding is the mean over samples of distinct valid equations for each step of the gold solution.
-    Moments of a skill never practised have no mastery and are left out.
+    Support is the mean over samples of the level, 0 for brief to 2 for worked out. Moments of a skill never
+    practised have no mastery and are left out, and so are texts that show too few steps to have a level.
     """
     found: dict[str, tuple[list[float], list[float]]] = {}
-    practised = [record for record in usable(records) if record["mastery"] is not None]
+    practised = [record for record in usable(records) if record["mastery"] is not None and record["support"]]
     for (student, _), rows in sorted(group(practised, "student_id", "moment").items()):
-        mastery, scaffolding = found.setdefault(student, ([], []))
+        mastery, support = found.setdefault(student, ([], []))
         mastery.append(rows[0]["mastery"])
-        scaffolding.append(
-            statistics.fmean(row["distinct_valid_equations"] / row["gold_steps"] for row in rows)
-        )
+        support.append(statistics.fmean(AMOUNT[row["support"]] for row in rows))
     return found
 
 
@@ -297,13 +296,13 @@ def track_progress(
     own: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     control: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> dict:
-    """Spearman correlation of mastery and scaffolding over time, per student, and over students.
+    """Spearman correlation of mastery and support over time, per student, and over students.
 
     A policy that adapts gives less support the better the student knows the skill: a negative correlation.
     A control that was shown the student's memory of another moment cannot know how far the student is.
 
     Args:
-        own: by student, mastery and scaffolding at each moment, with the student's memory of that moment.
+        own: by student, mastery and support at each moment, with the student's memory of that moment.
         control: the same with the memory of another moment.
 
     Returns:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cot.utils.clusters import mean_of, observe, share_of
 from cot.utils.files import read_json_lines
+from cot.utils.support import AMOUNT
 
 WIDTH, HEIGHT, DPI = 8.0, 5.0, 120
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: for all eyes
@@ -212,7 +213,7 @@ def _draw_chapters(records: Sequence[dict], path: Path) -> Path:
     """
     figure, axes = new_figure(2, width=12, height=5.5)
     rows = [r for r in records if r["memory_arm"] == "own" and r["error"] is None]
-    rows = [r | {"support": r["distinct_valid_equations"] / r["gold_steps"]} for r in rows]
+    rows = [r | {"amount": AMOUNT.get(r["support"])} for r in rows]
     chapters = list(dict.fromkeys(row["chapter"] for row in rows))
     policies = list(dict.fromkeys(row["policy"] for row in rows))
 
@@ -228,7 +229,7 @@ def _draw_chapters(records: Sequence[dict], path: Path) -> Path:
 
     for number, policy in enumerate(policies):
         plot(axes[0], policy, "fidelity", number, policy)
-        plot(axes[1], policy, "support", number, policy)
+        plot(axes[1], policy, "amount", number, policy)
     if policies:
         plot(axes[1], policies[0], "mastery", len(policies), "mastery, P(known)")
 
@@ -238,7 +239,7 @@ def _draw_chapters(records: Sequence[dict], path: Path) -> Path:
         axis.set_xticks(range(len(chapters)), labels, rotation=0 if len(chapters) <= 5 else 60)
         axis.set(xlabel="chapter, in teaching order (n answers a policy)", ylim=(0, None))
     axes[0].set(ylabel="fidelity, share of preferences met", title="Fit over the chapters, own memory")
-    axes[1].set(ylabel="valid equations per gold step; mastery", title="Support and mastery, own memory")
+    axes[1].set(ylabel="support, 0 brief to 2 worked out; mastery", title="Support and mastery, own memory")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(policies) + 1)
     return save_figure(figure, path)
 
@@ -348,4 +349,31 @@ def draw_experiment_curves(runs: Mapping[tuple[str, int], Path], path: Path) -> 
     axes[0].set(ylabel="accuracy, held-out exercises, greedy", title="Right answers")
     axes[1].set(ylabel="fidelity, share of preferences met", title="Fit to the student")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(arms))
+    return save_figure(figure, path)
+
+
+def draw_evidence(table: Sequence[Mapping], path: Path) -> Path:
+    """IPO's fidelity against past interactions, and against those since a student's needs have changed.
+
+    Args:
+        table: of `rl.effects.summarize`.
+    """
+    figure, axes = new_figure(2, width=12)
+    curves = (
+        (axes[0], "after_", "fidelity", "IPO"),
+        (axes[0], "after_", "achievable", "Bayes choice"),
+        (axes[1], "changed_", "fidelity", "IPO"),
+        (axes[1], "forgetting_", "fidelity", "IPO, old interactions weigh less"),
+    )
+    for number, (axis, prefix, measure, label) in enumerate(curves):
+        rows = [row for row in table if row["arm"] == "ipo" and row["memory_arm"].startswith(prefix)]
+        rows.sort(key=lambda row: int(row["memory_arm"].removeprefix(prefix)))
+        places = [int(row["memory_arm"].removeprefix(prefix)) for row in rows]
+        plot_intervals(axis, places, [row[measure] for row in rows], number, label, line=True)
+
+    axes[0].set(xlabel="past interactions of the student", title="Evidence")
+    axes[1].set(xlabel="interactions since its needs changed", title="Changed needs")
+    for axis in axes:
+        axis.set(ylabel="fidelity to what the student needs now", ylim=(0, 1))
+        axis.legend()
     return save_figure(figure, path)

@@ -155,29 +155,6 @@ def load_spacy() -> "Language":
     )
 
 
-def scaffold_target(gold_steps: int, mastery: float, explanation_style: str) -> int:
-    """Distinct valid equations that suit the student: the gold solution's steps, one more where the skill is
-    not mastered, one more where the style asks for a check.
-
-    >>> scaffold_target(2, 0.3, "check_at_end"), scaffold_target(2, 0.99, "numbered_steps")
-    (4, 2)
-    """
-    return gold_steps + (mastery < MASTERED_FROM) + (explanation_style == "check_at_end")
-
-
-def scaffold_fit(valid_equations: int, target: int) -> float:
-    """1 - min(1, |n - target| / target), in [0, 1].
-
-    Args:
-        valid_equations: distinct and exactly valid ones of the text.
-        target: at least 1.
-
-    >>> scaffold_fit(3, 2), scaffold_fit(0, 2)
-    (0.5, 0.0)
-    """
-    return 1 - min(1.0, abs(valid_equations - target) / target)
-
-
 def equation_validity(valid_equations: int, all_equations: int) -> float | None:
     """Share of the equations that are exactly valid, in [0, 1]; None without any."""
     return valid_equations / all_equations if all_equations else None

@@ -19,13 +19,12 @@ from cot.utils.metrics import (
     equation_validity,
     perplexity,
     prerequisite_coverage,
-    scaffold_fit,
-    scaffold_target,
     semantic_similarity,
     unmastered_skills,
 )
 from cot.utils.prompts import Prompt
 from cot.utils.students import Profile
+from cot.utils.support import support_fit, support_level, support_target
 from cot.utils.thinking import Split
 
 DECIMALS = 6  # of every real number in a record: below it lies the noise of float32 sums
@@ -82,7 +81,7 @@ def _make_record(row, prompt: Prompt, completion, profile: Profile | None) -> di
     }
     if profile:
         record |= _describe_memory(moment, row.memory)
-        record |= _score_fit(completion, record, prompt, moment, profile)
+        record |= _score_fit(completion, prompt, moment, profile)
     record |= {
         "prompt": prompt.text,
         "prompt_tokens": len(prompt.ids),
@@ -194,21 +193,28 @@ def _describe_memory(moment: Moment, memory: StudentMemory) -> dict:
     }
 
 
-def _score_fit(completion, record: dict, prompt: Prompt, moment: Moment, profile: Profile) -> dict:
+def _score_fit(completion, prompt: Prompt, moment: Moment, profile: Profile) -> dict:
     """Does the answer fit the student: style, preferences, support, copying; null without an answer."""
     text, question = completion.text, moment.question
-    target = None
-    if question.skill is not None:  # a skill that was never practised is not mastered
-        target = scaffold_target(question.gold_steps, moment.skill_mastery or 0.0, profile.explanation_style)
+    target = None if question.skill is None else support_target(moment.skill_mastery)
     if completion.error is not None:
-        names = ("scaffold_fit", "prerequisite_coverage", "over_explaining", "fidelity", "style_met")
-        return {"scaffold_target": target, **dict.fromkeys((*names, "copying", "names_student"))}
+        names = (
+            "support",
+            "support_fit",
+            "prerequisite_coverage",
+            "over_explaining",
+            "fidelity",
+            "style_met",
+        )
+        return {"support_target": target, **dict.fromkeys((*names, "copying", "names_student"))}
 
     wishes = constraint_report(text, profile)
     lacking = unmastered_skills(question.skills, moment.mastery)
+    level = support_level(text, question.gold_steps)
     return {
-        "scaffold_target": target,
-        "scaffold_fit": target and scaffold_fit(record["distinct_valid_equations"], target),
+        "support_target": target,
+        "support": level,
+        "support_fit": None if target is None else support_fit(level, target),
         **prerequisite_coverage(text, question.skills, lacking),
         "fidelity": sum(wishes.values()) / len(wishes) if wishes else None,
         "style_met": wishes.get(profile.explanation_style),

@@ -10,7 +10,7 @@ import subprocess
 from cot.utils.cli import REPO_ROOT
 from cot.utils.files import timestamp
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PACKAGES = ("torch", "transformers", "faiss-cpu", "sentence-transformers", "spacy", "numpy")
 CODE = ("cot/**/*.py", "rl/*.py", "evaluate_rl.py", "data/textbook/*.json")  # what decides a record
 

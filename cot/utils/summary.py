@@ -30,13 +30,13 @@ METRICS = (
     "equation_validity",
     "entity_overlap",
     "fidelity",
-    "scaffold_fit",
+    "support_fit",
     "prerequisite_coverage",
     "over_explaining",
     "copying",
     "base_nll",
 )
-BRIEF = {"accuracy": "correct", "fidelity": "fidelity", "scaffold_fit": "scaffold_fit"}  # of a part's records
+BRIEF = {"accuracy": "correct", "fidelity": "fidelity", "support_fit": "support_fit"}  # of a part's records
 MANY_CUT = 0.2  # share of answers, above which being cut off, or unmarked, is worth a line
 UNMARKED = ("last_number", None)  # marks of an answer that are none
 MAX_SHARE = 0.05  # of texts that copy, or name the student or grade, above which an alarm is raised

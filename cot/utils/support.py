@@ -13,6 +13,8 @@ from cot.utils.fidelity import check_at_end, reason_with_because
 from cot.utils.mastery import DEFAULT_PARAMETERS, MASTERED_FROM
 from cot.utils.students import SUPPORT_LEVELS, SupportLevel
 
+AMOUNT = {level: amount for amount, level in enumerate(reversed(SUPPORT_LEVELS))}  # 0 for brief
+
 
 def support_level(text: str, gold_steps: int) -> SupportLevel | None:
     """The level of an explanation's support; None where it shows fewer steps than the problem has.
@@ -50,11 +52,9 @@ def support_target(mastery: float | None) -> SupportLevel:
 
 
 def support_fit(level: SupportLevel | None, target: SupportLevel) -> float:
-    """1 where the level is the one needed, 0.5 one level off, else 0.
+    """1 where the level is the one needed, else 0: one that is half right for every student shall not pay.
 
     >>> [support_fit(level, "worked_out") for level in ("worked_out", "guided", "brief", None)]
-    [1.0, 0.5, 0.0, 0.0]
+    [1.0, 0.0, 0.0, 0.0]
     """
-    if level is None:
-        return 0.0
-    return 1.0 - abs(SUPPORT_LEVELS.index(level) - SUPPORT_LEVELS.index(target)) / 2
+    return float(level == target)
