@@ -6,14 +6,12 @@ from the log (`as_of`), and adding what is already there changes nothing.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cot.utils.errors import UserError
 from cot.utils.students import END, Interaction, in_time_order, parse_time
 
 MASTERED_FROM = 0.95  # the criterion of Corbett and Anderson's tutor
-# Struggling: below `p_init`, the mastery of a student of whom nothing is known, after so many exercises.
-STRUGGLING_FROM_EXERCISES = 2
 RECURRING_FROM = 2  # one occurrence is not a pattern
 RESOLVED_AFTER_SUCCESSES = 3  # right answers in the skill since the error's last occurrence
 FADED_BELOW = 0.25  # with a half-life: one occurrence, two half-lives old
@@ -87,8 +85,8 @@ class Memory:
     mastered: tuple[SkillState, ...]
     in_progress: tuple[SkillState, ...]
     struggling: tuple[SkillState, ...]
-    recurring_errors: tuple[Evidence, ...]
-    what_helped: tuple[Evidence, ...]
+    recurring_errors: tuple[Evidence, ...] = ()
+    what_helped: tuple[Evidence, ...] = ()
 
 
 def fading(since: str, until: str, half_life_days: float | None) -> float:
@@ -164,11 +162,6 @@ def consolidate(
         SkillState(skill, mastery[skill], len(items), sum(item.correct for item in items))
         for skill, items in by_skill.items()
     ]
-    skills.sort(key=lambda state: (-state.mastery, -state.exercises, state.skill))
-    mastered = [s for s in skills if s.mastery >= MASTERED_FROM]
-    struggling = [
-        s for s in skills if s.mastery < parameters.p_init and s.exercises >= STRUGGLING_FROM_EXERCISES
-    ]
     now = last_moment(ordered, as_of)
     errors, helped = [], []
     for items in by_skill.values():
@@ -177,12 +170,26 @@ def consolidate(
             if error.count >= RECURRING_FROM and successes < RESOLVED_AFTER_SUCCESSES:
                 errors.append(error)
         helped += _gather(items, "what_helped", now, half_life_days)
-    return Memory(
-        mastered=tuple(mastered),
-        in_progress=tuple(s for s in skills if s not in mastered and s not in struggling),
-        struggling=tuple(struggling),
+    return replace(
+        sort_skills(skills, parameters.p_init),
         recurring_errors=_most_frequent_first(errors),
         what_helped=_most_frequent_first(helped),
+    )
+
+
+def sort_skills(skills: Iterable[SkillState], p_init: float = DEFAULT_PARAMETERS.p_init) -> Memory:
+    """The skills as mastered, in progress or struggling, in each the best known first.
+
+    Args:
+        p_init: mastery of a student of whom nothing is known.
+    """
+    ordered = sorted(skills, key=lambda state: (-state.mastery, -state.exercises, state.skill))
+    mastered = [state for state in ordered if state.mastery >= MASTERED_FROM]
+    struggling = [state for state in ordered if state.mastery < p_init]
+    return Memory(
+        mastered=tuple(mastered),
+        in_progress=tuple(state for state in ordered if state not in mastered and state not in struggling),
+        struggling=tuple(struggling),
     )
 
 
@@ -209,18 +216,34 @@ def render_memory(memory: Memory, skill: str | None = None) -> list[str]:
     """The memory as short lines for a prompt, most relevant first, so that a caller may cut from the end.
 
     Args:
-        skill: the skill at hand, whose lines come before all others.
+        skill: the skill at hand, whose lines come before all others; its state is told even where the student
+            has not practised it.
+
+    >>> render_memory(sort_skills([SkillState("carry", 0.98, 4, 4)]), "carry")
+    ['Skill at hand, mastered: carry (0.98 after 4 exercises).']
+    >>> render_memory(sort_skills([]), "carry")
+    ['Skill at hand, new: carry.']
     """
     lines: list[tuple[str, str]] = []
-    for label, states in (("Struggling", memory.struggling), ("In progress", memory.in_progress)):
-        lines += [(s.skill, f"{label}: {_describe(s)}, {s.right} right).") for s in states]
+
+    def tell(label: str, states: Iterable[SkillState]) -> None:
+        for s in states:
+            name = f"Skill at hand, {label.lower()}" if s.skill == skill else label
+            right = "" if label == "Mastered" else f", {s.right} right"
+            lines.append((s.skill, f"{name}: {_describe(s)}{right})."))
+
+    practised = {s.skill for s in (*memory.struggling, *memory.in_progress, *memory.mastered)}
+    if skill is not None and skill not in practised:
+        lines.append((skill, f"Skill at hand, new: {_readable(skill)}."))
+    tell("Struggling", memory.struggling)
+    tell("In progress", memory.in_progress)
     for e in memory.recurring_errors:
         error = f"{_readable(e.text)} ({e.count} times, last on {e.last_time[:10]})"
         lines.append((e.skill, f"Recurring error in {_readable(e.skill)}: {error}."))
     for e in memory.what_helped:
         count = "once" if e.count == 1 else f"{e.count} times"
         lines.append((e.skill, f"Helped with {_readable(e.skill)} ({count}): {' '.join(e.text.split())}"))
-    lines += [(s.skill, f"Mastered: {_describe(s)}).") for s in memory.mastered]
+    tell("Mastered", memory.mastered)
     return [line for _, line in sorted(lines, key=lambda entry: entry[0] != skill)]
 
 
