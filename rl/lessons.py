@@ -19,14 +19,20 @@ from typing import Any
 from cot.utils.cli import COT_PROMPT, DATA_DIR
 from cot.utils.fidelity import EXPLANATION_STYLES
 from cot.utils.files import read_json
+from cot.utils.manners import MannerRecord, Tried, render_record
+from cot.utils.mastery import DEFAULT_PARAMETERS, SkillState, render_memory, sort_skills, update_mastery
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.prompts import build_prompt
-from cot.utils.students import STYLE_IN_WORDS
-from cot.utils.textbook import PEOPLE, Noun, evaluate, format_number, render
+from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, SupportLevel
+from cot.utils.support import support_target
+from cot.utils.textbook import PEOPLE, Noun, evaluate, format_number, pick_chapters, render
+from rl.student_model import needs_of
 
 CHAPTERS = ("addition", "subtraction", "multiplication", "division", "two_step")
 STORIES = DATA_DIR / "stories.json"
 PRACTICE_SHARE = 0.3  # of bare sums among all rows
+MEMORY_TOKENS = (48, 48, 64, 96, 160, 256)  # budgets of a memory, each alike
+NEW_SHARE = 0.25  # of the skills that ask for guided support
 STORY_SHARE = 0.8  # of stories among the word problems; the others are the textbook's
 CALCULATION = re.compile(r"<<([^<>=]+)=([^<>]+)>>")
 OPERATIONS = {  # sign: (verb, gerund, reason, sign that undoes it)
@@ -35,15 +41,18 @@ OPERATIONS = {  # sign: (verb, gerund, reason, sign that undoes it)
     "*": ("multiply", "multiplying", "because all groups are equal", "/"),
     "/": ("divide", "dividing", "because we share it equally", "*"),
 }
-# What a memory says of a skill, and whether it asks for support.
-SKILL_STATES = {"Struggling": True, "In progress": True, "Mastered": False}
-HINTS = {"a hint first": True, "no hint": False}
 OTHER_PREFERENCES = {  # and what of a `Manner` they decide; every explanation is short
     "one step per line": {"joined": False},
     "at most 60 words": {},
     "the answer in a full sentence": {"full_sentence": True},
     "a reason with because": {"because": True},
 }
+
+
+@lru_cache
+def _skills() -> list[str]:
+    """The skills of the chapters."""
+    return [skill.id for chapter in pick_chapters(CHAPTERS) for skill in chapter.skills]
 
 
 # --- explanations -----------------------------------------------------------------------------------------
@@ -67,25 +76,44 @@ class Manner:
 
     Attributes:
         style: a key of `EXPLANATION_STYLES`.
-        hint, because, full_sentence: a hint line first; a reason; the answer in a sentence of its own.
+        support: `worked_out` shows by another calculation that the result fits, `guided` gives a reason.
+        hint, full_sentence: a hint line first; the answer in a sentence of its own.
         joined: sentences on one line, where the style does not need lines.
-        support: one calculation more, which shows that the result fits.
+        because: a reason where the support is `worked_out`, too.
     """
 
     style: str
     hint: bool = False
-    because: bool = False
+    support: SupportLevel = "brief"
     full_sentence: bool = False
     joined: bool = False
-    support: bool = False
+    because: bool = False
+
+    @property
+    def gives_reason(self) -> bool:
+        return self.support == "guided" or (self.support == "worked_out" and self.because)
+
+    @property
+    def confirms(self) -> bool:
+        return self.support == "worked_out"
 
 
-def draw_manner(rng: random.Random) -> Manner:
-    """A manner at random, each style as likely as the others."""
-    hint, joined = rng.random() < 0.5, rng.random() < 0.5
-    because, full_sentence, support = (rng.random() < 0.3 for _ in range(3))
-    style = rng.choice(list(EXPLANATION_STYLES))
-    return Manner(style, hint, because, full_sentence, joined, support)
+def draw_manner(rng: random.Random, **wishes) -> Manner:
+    """A manner at random, each style and each level of support as likely as the others.
+
+    Args:
+        wishes: attributes that are decided.
+    """
+    support = rng.choice(SUPPORT_LEVELS[:2] if wishes.get("because") else SUPPORT_LEVELS)
+    drawn: dict[str, Any] = {
+        "style": rng.choice(list(EXPLANATION_STYLES)),
+        "support": support,
+        "hint": rng.random() < 0.5,
+        "joined": rng.random() < 0.5,
+        "full_sentence": rng.random() < 0.3,
+        "because": rng.random() < 0.3,
+    }
+    return Manner(**(drawn | wishes))
 
 
 def calculations(gold_solution: str) -> tuple[Calculation, ...]:
@@ -124,7 +152,7 @@ def slip(steps: Sequence[Calculation]) -> str:
 def explain(steps: Sequence[Calculation], manner: Manner, answer: str | None = None) -> str:
     """The calculations in a manner, ending in `#### ` and the answer, the last one's result unless told.
 
-    >>> print(explain(calculations("<<4+3=7>>"), Manner("check_at_end", hint=True, support=True)))
+    >>> print(explain(calculations("<<4+3=7>>"), Manner("check_at_end", True, "worked_out")))
     Hint: think of adding.
     Adding gives 4+3=7.
     See, 7-4=3.
@@ -161,13 +189,13 @@ def _fits(step: Calculation) -> Calculation:
 
 def _statements(steps: Sequence[Calculation], manner: Manner) -> list[str]:
     lines = [f"{OPERATIONS[step.sign][1].capitalize()} gives {step}" for step in steps]
-    if manner.because:
+    if manner.gives_reason:
         lines[-1] += f" {OPERATIONS[steps[-1].sign][2]}"
     return [f"{line}." for line in lines]
 
 
 def _support(steps: Sequence[Calculation], manner: Manner) -> list[str]:
-    return [f"See, {_fits(steps[-1])}."] if manner.support else []
+    return [f"See, {_fits(steps[-1])}."] if manner.confirms else []
 
 
 def _numbered(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
@@ -191,11 +219,11 @@ def _guiding(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list
 
 def _equations(steps: Sequence[Calculation], manner: Manner, answer: str) -> list[str]:
     lines = [str(step) for step in steps]
-    if manner.because:
+    if manner.gives_reason:
         lines[-1] += f" {OPERATIONS[steps[-1].sign][2]}"
     if manner.full_sentence:
         lines[-1] += f", so the answer is {answer}"
-    if manner.support or (len(steps) == 1 and not manner.joined and not manner.full_sentence):
+    if manner.confirms:
         lines.insert(len(lines) - manner.full_sentence, f"{_fits(steps[-1])} shows it")
     return [f"{line}." for line in lines]
 
@@ -287,25 +315,83 @@ class Lesson:
 
 
 def draw_wishes(skill: str, rng: random.Random) -> tuple[str, dict]:
-    """An instruction in the words in which a memory speaks of a student, and the manner that it asks for."""
+    """An instruction in the words in which a memory speaks of a student, and the manner that it asks for.
+
+    What worked best for a student is asked for in the words of its record, a level of support by the state of
+    the skill. What worked less, or the state of another skill, asks for nothing.
+    """
     lines: list[str] = []
     wishes: dict[str, Any] = {}
-    if rng.random() < 0.7:
-        wishes["style"] = rng.choice(list(STYLE_IN_WORDS))
-        lines.append(f"Explanation style: {STYLE_IN_WORDS[wishes['style']]}.")
-    if rng.random() < 0.7:
-        wanted = [rng.choice(list(HINTS))]
-        wishes["hint"] = HINTS[wanted[0]]
-        if rng.random() < 0.5:
-            wanted.append(rng.choice(list(OTHER_PREFERENCES)))
-            wishes |= OTHER_PREFERENCES[wanted[1]]
-        lines.append(f"Prefers: {'; '.join(rng.sample(wanted, len(wanted)))}.")
-    if rng.random() < 0.4 or not lines:
-        label = rng.choice(list(SKILL_STATES))
-        wishes["support"] = SKILL_STATES[label]
-        lines.append(f"{label}: {skill.replace('_', ' ')}.")
+    if rng.random() < 0.65:
+        style, hint = rng.choice(list(STYLE_IN_WORDS)), rng.random() < 0.5
+        tell = _tell_record if rng.random() < 0.6 else _tell_wishes
+        lines += tell(style, hint, wishes, rng)
+        said = " ".join(lines).partition("What worked less")[0]
+        wishes |= {"style": style} if STYLE_IN_WORDS[style] in said else {}
+        wishes |= {"hint": hint} if HINT_IN_WORDS[hint] in said else {}
+
+    if not wishes.get("because") and (rng.random() < 0.7 or not lines):
+        line, mastery = draw_skill_line(skill, rng)
+        wishes["support"] = support_target(mastery)
+        lines.append(line)
+        if rng.random() < 0.4:
+            other = rng.choice([name for name in _skills() if name != skill])
+            lines.append(draw_skill_line(other, rng, at_hand=False)[0])
     rng.shuffle(lines)
     return " ".join(lines), wishes
+
+
+def _tell_record(style: str, hint: bool, _wishes: dict, rng: random.Random) -> list[str]:
+    """Lines of a record in which this style and this hint were best; now and then only one of them."""
+
+    def tried(values, best) -> tuple[Tried, ...]:
+        counts = {value: rng.randint(1, 9) for value in values}
+        others = [value for value in values if value != best and rng.random() < 0.7]
+        return tuple(
+            Tried(value, rng.randint(0, counts[value]), counts[value], 0.5) for value in (best, *others)
+        )
+
+    styles = tried(list(STYLE_IN_WORDS), style) if rng.random() < 0.85 else ()
+    hints = tried([True, False], hint) if rng.random() < 0.85 or not styles else ()
+    lines = render_record(MannerRecord(styles, hints))
+    return lines if rng.random() < 0.5 else lines[:1]
+
+
+def _tell_wishes(style: str, hint: bool, wishes: dict, rng: random.Random) -> list[str]:
+    """The same as wishes in a profile's words, sometimes with one wish more."""
+    wanted = [HINT_IN_WORDS[hint]]
+    if rng.random() < 0.5:
+        wanted.append(rng.choice(list(OTHER_PREFERENCES)))
+        wishes |= OTHER_PREFERENCES[wanted[1]]
+    lines = [
+        f"Explanation style: {STYLE_IN_WORDS[style]}.",
+        f"Prefers: {'; '.join(rng.sample(wanted, len(wanted)))}.",
+    ]
+    return lines
+
+
+def draw_skill_line(
+    skill: str, rng: random.Random, wanted: SupportLevel | None = None, at_hand: bool = True
+) -> tuple[str, float | None]:
+    """A memory's line about a skill, and P(known) as it says; None for a skill that is new.
+
+    Args:
+        wanted: the level of support that the line asks for; None for each level alike.
+        at_hand: whether it is the skill of the exercise; the line of another one asks for nothing.
+    """
+    wanted = wanted or rng.choice(SUPPORT_LEVELS)
+    if at_hand and wanted == support_target(None) and rng.random() < NEW_SHARE:
+        return render_memory(sort_skills([]), skill)[0], None
+    while True:
+        answers = [rng.random() < rng.random() for _ in range(rng.randint(1, 8))]
+        mastery = DEFAULT_PARAMETERS.p_init
+        for is_right in answers:
+            mastery = update_mastery(mastery, is_right)
+        if support_target(mastery) == wanted:
+            break
+    state = SkillState(skill, mastery, len(answers), sum(answers))
+    (line,) = render_memory(sort_skills([state]), skill if at_hand else None)
+    return line, mastery
 
 
 def word_problems(
@@ -314,11 +400,10 @@ def word_problems(
     """A lesson a moment: its exercise, or a story instead; a memory and an instruction in shares of them.
 
     Args:
-        args: `seed, instruction_share, memory_tokens` of `rl/warm_start.py`.
+        args: `seed, instruction_share, follow_memory` of `rl/warm_start.py`.
         memory_share: of the lessons whose prompt shows the student's own memory.
     """
-    rng = random.Random(f"word problems {args.seed} {memory_share}")
-    shape = PromptShape(instruction=COT_PROMPT, memory_tokens=args.memory_tokens)
+    rng = random.Random(f"word problems {args.seed} {memory_share} {arms.level}")
     lessons = []
     for moment in moments:
         question, steps = moment.question, calculations(moment.question.gold_solution)
@@ -326,15 +411,19 @@ def word_problems(
             story = draw_story(rng)
             question, steps = replace(question, question=story.question, skill=story.skill), story.steps
 
-        wishes: dict = {}
-        if rng.random() < args.instruction_share:
+        asked, arm = replace(moment, question=question), "own" if rng.random() < memory_share else "none"
+        memory, wishes = arms.show(asked, arm), {}
+        if args.follow_memory and arm == "own":
+            needs = needs_of(arms.truths[moment.student_id])
+            support = support_target(asked.skill_mastery)
+            wishes = {"style": needs.style, "hint": needs.hint, "support": support}
+        elif rng.random() < args.instruction_share:
             instruction, wishes = draw_wishes(question.skill, rng)
             # before or after it, so that the instruction is found by what it says, not by where it stands
             said = rng.sample([question.question, instruction], 2)
-            question = replace(question, question=" ".join(said))
+            asked = replace(asked, question=replace(question, question=" ".join(said)))
 
-        asked = replace(moment, question=question)
-        memory = arms.show(asked, "own" if rng.random() < memory_share else "none")
+        shape = PromptShape(instruction=COT_PROMPT, memory_tokens=rng.choice(MEMORY_TOKENS))
         prompt = make_prompt(tokenizer, asked, memory, shape, line_order_seed=args.seed)
         lessons.append(Lesson(prompt.ids, steps, wishes))
     return lessons

@@ -23,7 +23,6 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -48,6 +47,7 @@ CHAT_TEMPLATE = (
 )
 CONTEXT = 1024  # positions
 MAX_NEW_TOKENS = 96
+EVALUATED_TOKENS = 64  # of a memory, where the finished policy is examined
 WARMUP_STEPS = 100
 IGNORED = -100  # label of a token without loss: the prompt's and padding
 BATCH_ROWS = 64
@@ -61,13 +61,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, default=TUTOR, help="folder of the finished policy")
     add("--profiles_dir", type=Path, default=PROFILES_DIR, help="folder of the students and their memories")
     add("--rows", type=number(int, 100), default=40_000, help="exercises to learn from")
-    add("--steps", type=whole, default=2_200, help="optimizer steps of 64 rows each")
-    add("--slips", type=share, default=0.55, help="share of the explanations with a typical slip")
+    add("--steps", type=whole, default=3_000, help="optimizer steps of 64 rows each")
+    add("--slips", type=share, default=0.15, help="share of the explanations with a typical slip")
     add("--word_noise", type=share, default=0.05, help="share of a prompt's words replaced by another one")
     add("--memory_steps", type=number(int, 0), default=400, help="last steps, whose prompts show memories")
     add("--memory_share", type=share, default=0.75, help="share of their word problems with a memory")
-    add("--instruction_share", type=share, default=0.4, help="share of the questions that ask for a manner")
-    add("--memory_tokens", type=whole, default=48, help="cut a prompt's memory at so many tokens")
+    add("--instruction_share", type=share, default=0.7, help="share of the questions that ask for a manner")
+    follows = "let the manner of a row with a memory be what its student needs, instead of drawing it"
+    add("--follow_memory", action="store_true", help=follows)
+    add("--students", type=whole, default=256, help="generated, whose needs show in their history alone")
     add("--learning_rate", type=number(float, 1e-6, 1.0), default=3e-3, help="highest rate of the cosine")
     add("--hidden_size", type=number(int, 32), default=128, help="width of the model, a multiple of 16")
     add("--layers", type=whole, default=4, help="layers of the model")
@@ -101,7 +103,9 @@ def make_tokenizer(texts: list[str], vocab_size: int):
     tokenizer.train_from_iterator(texts, trainer)
     fixed = [COT_PROMPT, MEMORY_NOTE, FENCE_OPEN, FENCE_CLOSE, FENCE_MARK, "\n\n", "Question: "]
     tokenizer.add_tokens([*fixed, "Explanation style: ", *STYLE_IN_WORDS.values()])
-    tokenizer.add_tokens(["Prefers: ", *CHECKABLE_PREFERENCES])
+    tokenizer.add_tokens(["Prefers: ", *CHECKABLE_PREFERENCES, "What worked best: ", "What worked less: "])
+    states = ("struggling", "in progress", "mastered", "new")
+    tokenizer.add_tokens([f"Skill at hand, {state}: " for state in states])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
@@ -182,7 +186,7 @@ def make_batch(args: argparse.Namespace, lessons: Sequence, tokenizer, rng: rand
             for word in lesson.prompt
         ]
         wrong = slip(lesson.steps) if lesson.slips and rng.random() < args.slips else None
-        text = explain(lesson.steps, replace(draw_manner(rng), **lesson.wishes), wrong)
+        text = explain(lesson.steps, draw_manner(rng, **lesson.wishes), wrong)
         tokens = tokenizer.encode(text, add_special_tokens=False)
         sequences.append((prompt, [*tokens, tokenizer.eos_token_id]))
 
@@ -241,7 +245,7 @@ def teach(
 
 
 def examine(args: argparse.Namespace, model, tokenizer, arms, chapters) -> dict:
-    """Held-out templates, greedy and at temperature 1, with the own memory, without, and with another's."""
+    """Test templates, greedy and at temperature 1, with the own memory, without, and with another's."""
     from cot.utils.memory_arms import PromptShape
     from rl.moments import textbook_moments
     from rl.trainer import make_evaluator
@@ -255,7 +259,7 @@ def examine(args: argparse.Namespace, model, tokenizer, arms, chapters) -> dict:
                 arms=arms,
                 moments=moments,
                 arm=arm,
-                shape=PromptShape(instruction=COT_PROMPT, memory_tokens=args.memory_tokens),
+                shape=PromptShape(instruction=COT_PROMPT, memory_tokens=EVALUATED_TOKENS),
                 max_prompt_tokens=None,
                 max_new_tokens=MAX_NEW_TOKENS,
                 seed=args.seed,
@@ -265,14 +269,25 @@ def examine(args: argparse.Namespace, model, tokenizer, arms, chapters) -> dict:
     return report
 
 
-def load_arms(args: argparse.Namespace):
-    """All students with what happened to them; no past exercise stands in a prompt."""
+def load_arms(args: argparse.Namespace, chapters) -> tuple:
+    """Students who state their wishes, and generated ones of whom only the history tells.
+
+    No past exercise stands in a prompt. The examined students are others than those who are taught.
+    """
     from cot.utils.memory_arms import MemoryArms
     from cot.utils.students import MemoryLog, load_profiles
+    from rl.moments import UNSEEN_SEED, arms_of
+    from rl.student_model import generate_student
 
     profiles, log = load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory")
     histories = {student: log.read(student) for student in profiles}
-    return MemoryArms(profiles, histories, embedder=None, seed=args.seed)
+    stated = MemoryArms(profiles, histories, embedder=None, seed=args.seed)
+
+    def generate(seed: int, count: int) -> MemoryArms:
+        students = [generate_student(number, chapters, seed) for number in range(count)]
+        return arms_of(students, seed=args.seed, level="history")
+
+    return stated, generate(args.seed, args.students), generate(UNSEEN_SEED + args.seed, args.students)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -292,17 +307,24 @@ def run(args: argparse.Namespace) -> int:
     keep_bars_out_of_logs()
 
     # what is taught
-    chapters, arms = pick_chapters(CHAPTERS), load_arms(args)
+    chapters = pick_chapters(CHAPTERS)
+    stated, taught, examined = load_arms(args, chapters)
     sums = round(args.rows * PRACTICE_SHARE)
-    moments = textbook_moments(arms, chapters, "train", args.rows - sums, args.seed)
-    tokenizer = make_tokenizer(sample_texts(arms, moments[:4000], args.seed), args.vocab_size)
+    half = (args.rows - sums) // 2
+    met = [(arms, textbook_moments(arms, chapters, "train", half, args.seed)) for arms in (stated, taught)]
+    texts = [text for arms, moments in met for text in sample_texts(arms, moments[:2000], args.seed)]
+    tokenizer = make_tokenizer(texts, args.vocab_size)
+
     practice = bare_sums(args, tokenizer, sums)
-    lessons = word_problems(args, tokenizer, arms, moments, 0.0) + practice
-    last_lessons = word_problems(args, tokenizer, arms, moments, args.memory_share) + practice
+    lessons, last_lessons = (
+        [lesson for arms, moments in met for lesson in word_problems(args, tokenizer, arms, moments, share)]
+        + practice
+        for share in (0.0, args.memory_share)
+    )
 
     # the model
     model = make_model(args, tokenizer)
-    prompt_tokens = sum(len(lesson.prompt) for lesson in lessons) / len(lessons)
+    prompt_tokens = sum(len(lesson.prompt) for lesson in last_lessons) / len(last_lessons)
     print(
         f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(lessons)} rows,"
         f" {prompt_tokens:.0f} tokens a prompt",
@@ -313,7 +335,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer.save_pretrained(folder)
 
     # what it can do
-    report = examine(args, model, tokenizer, arms, chapters)
+    report = examine(args, model, tokenizer, examined, chapters)
     for name, scores in report.items():
         print(name, scores, flush=True)
     flags = flags_of(args)

@@ -7,7 +7,6 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +18,8 @@ from cot.utils.equations import equations
 from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
 from cot.utils.memory_arms import MemoryArms
 from cot.utils.prompts import FENCE_OPEN
-from cot.utils.students import STYLE_IN_WORDS, MemoryLog, load_profiles
+from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, MemoryLog, load_profiles
+from cot.utils.support import support_level, support_target
 from cot.utils.textbook import PEOPLE, Noun, fill, pick_chapters
 from rl.lessons import (
     CHAPTERS,
@@ -28,15 +28,18 @@ from rl.lessons import (
     bare_sums,
     calculations,
     draw_manner,
+    draw_skill_line,
     draw_story,
     draw_wishes,
     explain,
     slip,
     word_problems,
 )
-from rl.moments import textbook_moments
+from rl.moments import arms_of, textbook_moments
+from rl.student_model import generate_student
 from rl.warm_start import build_parser
 
+ASKED_FOR = {"struggling": "worked_out", "in progress": "guided", "new": "guided", "mastered": "brief"}
 GOLD = "They have 14 + 23 = <<14+23=37>>37 pens.\n#### 37"
 
 # --- explanations -----------------------------------------------------------------------------------------
@@ -46,33 +49,47 @@ GOLD = "They have 14 + 23 = <<14+23=37>>37 pens.\n#### 37"
 @pytest.mark.parametrize("gold", [GOLD, "<<3*9=27>>27\n<<27-7=20>>20\n#### 20", "<<8+9+1=18>>18\n#### 18"])
 def test_every_manner_of_the_tutor_meets_its_style(style, gold):
     steps = calculations(gold)
-    for hint, because, full, support, joined in itertools.product((False, True), repeat=5):
-        text = explain(steps, Manner(style, hint, because, full, joined, support))
+    flags = itertools.product((False, True), repeat=4)
+    for (hint, because, full, joined), support in itertools.product(flags, SUPPORT_LEVELS):
+        manner = Manner(style, hint, support, full, joined, because)
+        text = explain(steps, manner)
+        assert support_level(text, len(steps)) == support, text
         assert EXPLANATION_STYLES[style](text), text
         assert CHECKABLE_PREFERENCES["a hint first"](text) == hint
         assert CHECKABLE_PREFERENCES["no hint"](text) != hint
-        assert CHECKABLE_PREFERENCES["a reason with because"](text) == because
+        assert CHECKABLE_PREFERENCES["a reason with because"](text) == manner.gives_reason
         assert CHECKABLE_PREFERENCES["the answer in a full sentence"](text) >= full
         assert CHECKABLE_PREFERENCES["at most 60 words"](text)
         assert score_answer(text, gold).strict_correct
-        found = equations(text)
-        assert all(equation.valid for equation in found)
-        if support:
-            plain = explain(steps, Manner(style, hint, because, full, joined))
-            assert len({e.key for e in found}) >= len({e.key for e in equations(plain)})
+        assert all(equation.valid for equation in equations(text))
 
 
 def test_an_instruction_is_met_by_the_explanation_that_it_decides():
     rng, seen = random.Random(0), set()
-    for _ in range(300):
-        instruction, wishes = draw_wishes("adding", rng)
-        text = explain(calculations("<<3*9=27>> <<9+27=36>>"), replace(draw_manner(rng), **wishes))
-        asked = {name for name in CHECKABLE_PREFERENCES if name in instruction}
+    for _ in range(400):
+        instruction, wishes = draw_wishes("add_two_numbers", rng)
+        text = explain(calculations("<<3*9=27>> <<9+27=36>>"), draw_manner(rng, **wishes))
+        # what worked less asks for nothing
+        said = re.sub(r"What worked less: .*?right\)\.", "", instruction)
+        asked = {name for name in CHECKABLE_PREFERENCES if name in said}
         assert all(CHECKABLE_PREFERENCES[name](text) for name in asked), (instruction, text)
-        styles = {name for name, words in STYLE_IN_WORDS.items() if words in instruction}
+        styles = {name for name, words in STYLE_IN_WORDS.items() if words in said}
         assert all(EXPLANATION_STYLES[name](text) for name in styles), (instruction, text)
-        seen |= asked | styles
-    assert seen == {*CHECKABLE_PREFERENCES, *EXPLANATION_STYLES}
+        # nor does the state of another skill
+        states = re.findall(r"Skill at hand, ([a-z ]+): add two numbers", said)
+        assert all(support_level(text, 2) == ASKED_FOR[state] for state in states), (instruction, text)
+        seen |= asked | styles | set(states)
+    assert seen == {*CHECKABLE_PREFERENCES, *EXPLANATION_STYLES, *ASKED_FOR}
+
+
+@pytest.mark.parametrize("wanted", SUPPORT_LEVELS)
+def test_a_skills_line_tells_of_a_state_that_asks_for_the_level(wanted):
+    rng = random.Random(3)
+    for _ in range(30):
+        line, mastery = draw_skill_line("add_two_numbers", rng, wanted)
+        state = re.fullmatch(r"Skill at hand, ([a-z ]+): add two numbers.*", line)[1]
+        assert support_target(mastery) == wanted == ASKED_FOR[state]
+        assert (f"({mastery:.2f} after " in line) if mastery is not None else state == "new"
 
 
 def test_a_slip_is_a_wrong_answer():
@@ -236,6 +253,22 @@ def test_memories_stand_in_as_many_prompts_as_asked_for(tiny_llama):
         assert sum(FENCE_OPEN in text for text in texts) == expected
         own = [f"Student {moment.student_id}," in text for moment, text in zip(moments, texts, strict=True)]
         assert sum(own) == expected  # nobody else's
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_lesson_follows_the_student_only_where_it_is_told_to(tiny_llama, follow):
+    chapters = pick_chapters(CHAPTERS)
+    arms = arms_of([generate_student(number, chapters, 0) for number in range(6)], seed=0, level="history")
+    moments = textbook_moments(arms, chapters, "train", 40, 0)
+    flags = ["--instruction_share", "0", *(["--follow_memory"] if follow else [])]
+    lessons = word_problems(build_parser().parse_args(flags), tiny_llama[1], arms, moments, 1.0)
+    for lesson, moment in zip(lessons, moments, strict=True):
+        if not follow:
+            assert lesson.wishes == {}
+            continue
+        truth = arms.truths[moment.student_id]
+        assert lesson.wishes["style"] == truth.explanation_style
+        assert HINT_IN_WORDS[lesson.wishes["hint"]] in truth.learning_preferences
 
 
 def test_a_bare_sum_is_right_and_without_slip(tiny_llama):
