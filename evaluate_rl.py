@@ -12,7 +12,7 @@ and the `summary` has `tutors, gains` instead. rl/README.md lists every key.
 
     python evaluate_rl.py --exercises_per_chapter 1 --students S001 S004 --num_samples 1
     python evaluate_rl.py
-    python evaluate_rl.py --closed_loop --profiles_dir /tmp/students --memory_level history
+    python evaluate_rl.py --closed_loop --students generated:20
     python evaluate_rl.py --base Qwen/Qwen2.5-1.5B-Instruct --device cuda \
         --trained ipo=data/qwen/rl_A no_memory=data/qwen/rl_B
 """
@@ -25,8 +25,8 @@ from cot.utils.cli import (
     BASE,
     COT_PROMPT,
     DATA_DIR,
-    MEMORY_LEVELS,
     MIN_SIMILARITY,
+    PROFILES_DIR,
     Distinct,
     OneLineParser,
     add_generation_flags,
@@ -44,7 +44,8 @@ ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]
 AS_TRAINED = {"cot_prompt": COT_PROMPT, "chapters": ["all"], "max_new_tokens": None, "memory_tokens": 256}
 AS_TRAINED |= {"thinking": "auto", "chat_template_kwargs": None, "think_end": None}
 AS_TRAINED |= {"top_k": 2, "min_similarity": MIN_SIMILARITY, "memory_half_life": None}
-AS_TRAINED |= {"memory_level": MEMORY_LEVELS[0]}
+AS_TRAINED |= {"memory_level": None}
+GENERATED = ["generated:12"]  # the students of a policy that was trained for generated ones
 
 
 def trained(text: str) -> tuple[str | None, str]:
@@ -89,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_memory_flags(parser)
     add_template_flags(parser)
     add_generation_flags(parser)
-    parser.set_defaults(students=["all"], temperatures=[0.7], num_samples=2, **dict.fromkeys(AS_TRAINED))
+    parser.set_defaults(students=None, temperatures=[0.7], num_samples=2, **dict.fromkeys(AS_TRAINED))
 
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, default=DATA_DIR, help="results lie in <output_dir>/evaluation/")
@@ -100,30 +101,37 @@ def build_parser() -> argparse.ArgumentParser:
 
 def fill_from_run(args: argparse.Namespace, policies) -> None:
     """Sets what the user left open."""
+    from rl.moments import count_generated
+
     config = next((policy.config for policy in policies if policy.config), {})
     for flag, default in AS_TRAINED.items():
         if getattr(args, flag) is None:
             value = config.get("max_completion_length" if flag == "max_new_tokens" else flag)
             setattr(args, flag, default if value is None else value)
+    if args.students is None:
+        trained_for = config.get("students") or ["all"]
+        were_generated = count_generated(trained_for) and args.profiles_dir == PROFILES_DIR
+        args.students = GENERATED if were_generated else ["all"]
+    if args.memory_level is None:  # what a generated student needs is stated nowhere
+        args.memory_level = "history" if count_generated(args.students) else "stated"
 
 
-def choose_profiles(args: argparse.Namespace) -> dict:
-    """The profiles of those to follow.
+def choose_students(args: argparse.Namespace) -> tuple[dict, dict, dict]:
+    """Profiles of those to follow, what their logs hold, and the profiles against which texts are judged.
 
     Raises:
         UserError: no such profile, or too few for the arm `shuffled`.
     """
-    from cot.utils.students import load_profiles, pick_students
+    from rl.moments import load_students
 
-    profiles = load_profiles(args.profiles_dir)
-    names = pick_students(args.students, profiles)
-    if "shuffled" in args.memory and len(names) < 2:
+    profiles, histories, truths = load_students(args, unseen=True)
+    if "shuffled" in args.memory and len(profiles) < 2:
         raise UserError("--memory shuffled: needs a second student whose memory can stand in")
-    return {name: profiles[name] for name in names}
+    return profiles, histories, truths
 
 
 def follow_students(
-    args: argparse.Namespace, profiles: dict, truths: dict, policies
+    args: argparse.Namespace, profiles: dict, logs: dict, truths: dict, policies
 ) -> tuple[list, dict, str]:
     """The moments at which students get explanations, what each of them did, and the data's name.
 
@@ -151,15 +159,12 @@ def follow_students(
         return moments, histories, f"textbook test, {len(chapters)} chapters"
 
     from cot.utils.memory_arms import cross
-    from cot.utils.students import MemoryLog
     from rl.splits import held_out_questions
 
     runs = [policy.config for policy in policies if policy.config]
     questions, source = held_out_questions(args.dataset, runs, args.subset_size)
-    log = MemoryLog(args.profiles_dir / "memory")
-    histories = {name: log.read(name) for name in profiles}
-    arms = remember(args, profiles, truths, histories, embedder=None)  # mastery needs no embedder
-    return cross(list(profiles), questions, arms), histories, source
+    arms = remember(args, profiles, truths, logs, embedder=None)  # mastery needs no embedder
+    return cross(list(profiles), questions, arms), logs, source
 
 
 def remember(args: argparse.Namespace, profiles: dict, truths: dict, histories: dict, embedder):
@@ -326,18 +331,16 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
 
 def run(args: argparse.Namespace) -> int:
     """Policies, moments, memories, answers, measures, report; returns the exit code."""
-    from cot.utils.students import load_truths
     from rl.runs import resolve_policies
 
     # who is asked what: a wrong flag ends here, before anything heavy loads
     policies = resolve_policies(args.base, args.trained)
     fill_from_run(args, policies)
-    profiles = choose_profiles(args)
-    truths = load_truths(args.profiles_dir, profiles)
+    profiles, logs, truths = choose_students(args)
     folder = writable_dir(args.output_dir / "evaluation")
     if args.closed_loop:
         return run_closed_loop(args, policies, profiles, truths, folder)
-    moments, histories, source = follow_students(args, profiles, truths, policies)
+    moments, histories, source = follow_students(args, profiles, logs, truths, policies)
 
     from cot.utils.devices import pick_device
     from cot.utils.sweeps import load_scorers

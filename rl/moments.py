@@ -17,6 +17,7 @@ from cot.utils.mastery import DEFAULT_PARAMETERS, mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.questions import Question, question_of
 from cot.utils.students import (
+    SUPPORT_LEVELS,
     Interaction,
     MemoryLog,
     Profile,
@@ -24,10 +25,22 @@ from cot.utils.students import (
     load_truths,
     pick_students,
 )
+from cot.utils.support import support_target
 from cot.utils.templates import PromptFormat, read_format
-from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises
+from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises, load_chapters
+from rl.student_model import (
+    GENERATED_CHAPTERS,
+    SimulatedStudent,
+    Student,
+    generate_student,
+    needs_of,
+    student_grade,
+)
 
 MOMENT_EVERY = 4  # exercises of a log between two moments at which training takes its memory
+INTERACTIONS_PER_CHAPTER = 20  # of generated students: at most of their moments the history tells something
+UNSEEN_SEED = 1_000_000  # added to the seed of students whom no training has met
+DRAWS = 8  # of a moment at which a student needs the level of support that is wanted
 OTHER_STUDENTS = 3  # with whom `memory_margin` compares
 
 
@@ -37,28 +50,96 @@ def load_arms(args: argparse.Namespace) -> MemoryArms:
     Raises:
         UserError: no such profile, or a single student where another one's memory is needed.
     """
-    profiles = load_profiles(args.profiles_dir)
-    names = pick_students(args.students, profiles)
-    if args.memory != "none" and len(names) < 2:
-        raise UserError(f"--students {names[0]}: shuffled memory and the margin need a second student")
+    profiles, histories, truths = load_students(args)
+    if args.memory != "none" and len(profiles) < 2:
+        raise UserError(f"--students {min(profiles)}: shuffled memory and the margin need a second student")
 
     embedder = None
     if args.top_k:
         from cot.utils.retrieval import load_embedder
 
         embedder = load_embedder()
-    log = MemoryLog(args.profiles_dir / "memory")
-    truths = load_truths(args.profiles_dir, profiles)
     return MemoryArms(
-        profiles={name: profiles[name] for name in names},
-        histories={name: log.read(name) for name in names},
+        profiles=profiles,
+        histories=histories,
         embedder=embedder,
         seed=args.seed,
         top_k=args.top_k,
         min_similarity=args.min_similarity,
         half_life_days=args.memory_half_life,
         level=args.memory_level,
-        truths={name: truths[name] for name in names},
+        truths=truths,
+    )
+
+
+def load_students(
+    args: argparse.Namespace, unseen: bool = False
+) -> tuple[dict[str, Profile], dict[str, Sequence[Interaction]], dict[str, Profile]]:
+    """Profiles, histories, and the profiles against which texts are judged, by student id.
+
+    Args:
+        args: `students, profiles_dir, seed, memory_level`; `generated:N` makes N students from the seed.
+        unseen: of generated students, others than the seed gives a training; half of them with pairs of needs
+            that no training has.
+
+    Raises:
+        UserError: no such profile, or not a number behind `generated:`.
+    """
+    if count := count_generated(args.students):
+        seed = args.seed + UNSEEN_SEED if unseen else args.seed
+        pairs = ["unseen" if unseen and number % 2 else "seen" for number in range(count)]
+        chapters = load_chapters()[:GENERATED_CHAPTERS]
+        found = [
+            generate_student(number, chapters, seed, pair, INTERACTIONS_PER_CHAPTER)
+            for number, pair in enumerate(pairs)
+        ]
+        return describe_students(found, args.memory_level)
+
+    profiles = load_profiles(args.profiles_dir)
+    names = pick_students(args.students, profiles)
+    log = MemoryLog(args.profiles_dir / "memory")
+    truths = load_truths(args.profiles_dir, profiles)
+    return (
+        {name: profiles[name] for name in names},
+        {name: log.read(name) for name in names},
+        {name: truths[name] for name in names},
+    )
+
+
+def count_generated(students: Sequence[str]) -> int:
+    """How many students `--students generated:N` asks for; 0 where it names other ones.
+
+    Raises:
+        UserError: not a number of at least 2.
+
+    >>> count_generated(["generated:256"]), count_generated(["S001", "S002"])
+    (256, 0)
+    """
+    kind, colon, number = students[0].partition(":")
+    if kind != "generated" or not colon:
+        return 0
+    if len(students) > 1 or not number.isdecimal() or int(number) < 2:
+        raise UserError(f"--students {' '.join(students)}: expected generated:N with N of at least 2")
+    return int(number)
+
+
+def arms_of(students: Sequence[SimulatedStudent], level: str, embedder=None, **settings) -> MemoryArms:
+    """What each memory arm shows of generated students.
+
+    Args:
+        level: of memory; at the level `stated` the students say what they need.
+        settings: further arguments of `MemoryArms`.
+    """
+    profiles, histories, truths = describe_students(students, level)
+    return MemoryArms(profiles, histories, embedder, level=level, truths=truths, **settings)
+
+
+def describe_students(students: Sequence[SimulatedStudent], level: str) -> tuple[dict, dict, dict]:
+    """Profiles, histories and truths of generated students by id, as `load_students` gives them."""
+    return (
+        {s.student_id: s.truth if level == "stated" else s.profile for s in students},
+        {s.student_id: s.history for s in students},
+        {s.student_id: s.truth for s in students},
     )
 
 
@@ -68,12 +149,14 @@ def textbook_moments(
     split: str,
     count: int,
     seed: int,
-    wording: str = "usual",
 ) -> list[Moment]:
-    """Students in turn, each at a random moment of its log, with a new exercise of the current chapter.
+    """Students in turn, each at a random moment of its log, with a new exercise of a chapter that it has met.
+
+    Of the exercises that a student could get, one is taken whose skill needs a level of support drawn
+    beforehand, each level alike, as far as the student has such a skill: so no level pays for all.
 
     Args:
-        split: `train` or `test`, of the exercise's template.
+        split: of the exercise's template: `train`, `test` or `confirm`.
 
     Raises:
         UserError: a student has worked on none of these chapters.
@@ -92,45 +175,26 @@ def textbook_moments(
 
     students, moments = list(candidates), []
     for number in range(count):
-        student = students[number % len(students)]
-        item = rng.choice(candidates[student])
-        chapter = by_id[item.chapter]
-        template = rng.choice([template for template in chapter.templates if template.split == split])
-        exercise = generate_exercise(chapter, template, rng, wording)
+        student, wanted = students[number % len(students)], rng.choice(SUPPORT_LEVELS)
+        for item in rng.choices(candidates[student], k=DRAWS):
+            mastery = arms.mastery(student, item.time)
+            met = {
+                past.chapter for past in arms.histories[student] if past.time <= item.time
+            }  # the current one, too
+            able = [
+                (chapter, template)
+                for chapter in chapters
+                if chapter.id in met
+                for template in chapter.templates
+                if template.split == split
+            ]
+            fitting = [pair for pair in able if support_target(mastery.get(pair[1].skills[0])) == wanted]
+            if fitting:
+                break
+        chapter, template = rng.choice(fitting or able)
+        exercise = generate_exercise(chapter, template, rng)
         moments.append(arms.moment(student, question_of(exercise), as_of=item.time))
     rng.shuffle(moments)
-    return moments
-
-
-def held_out_moments(
-    arms: MemoryArms,
-    chapters: Sequence[Chapter],
-    exercises_per_chapter: int,
-    students_per_exercise: int,
-    seed: int,
-    wording: str = "usual",
-) -> list[Moment]:
-    """Exercises of the test split, each for some students, at a moment when they worked on the chapter.
-
-    Raises:
-        UserError: fewer than `students_per_exercise` students have worked on a chapter.
-    """
-    rng = random.Random(f"held out {seed}")
-    moments = []
-    for chapter in chapters:
-        times = {
-            student: [item.time for item in arms.histories[student] if item.chapter == chapter.id]
-            for student in arms.profiles
-        }
-        able = [student for student, found in times.items() if found]
-        if len(able) < students_per_exercise:
-            raise UserError(
-                f"{chapter.id}: {len(able)} students have worked on it; rl/simulate_students.py writes logs"
-            )
-        for exercise in generate_exercises(chapter, "test", exercises_per_chapter, seed, wording):
-            for student in rng.sample(able, students_per_exercise):
-                moment = arms.moment(student, question_of(exercise), as_of=rng.choice(times[student]))
-                moments.append(moment)
     return moments
 
 
@@ -170,8 +234,6 @@ def walk_textbook(
     Returns:
         The moments of the evaluated exercises, and what each student did: train exercises only.
     """
-    from rl.simulate_students import Student, needs_of, student_grade
-
     evaluated = {
         chapter.id: generate_exercises(chapter, "test", exercises_per_chapter, seed) for chapter in chapters
     }

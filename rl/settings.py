@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot.utils.cli import json_object, number
+from cot.utils.cli import PROFILES_DIR, json_object, number
 from cot.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 64,
         "learning_rate": 3e-4,
         "beta": 0.1,
-        "max_steps": 120,
+        "max_steps": 100,
         "max_completion_length": 96,
         "max_prompt_length": 512,
         "memory_tokens": 48,
@@ -55,6 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_peft": False,
     },
 }
+GENERATED = ["generated:256"]  # the students to train for
 THINKING_LENGTH = 2048  # tokens of a completion with reasoning, where no flag says otherwise
 # Fields of GRPOConfig with a flag of their own: naming one under --grpo would contradict it.
 SAME_NAMES = (
@@ -75,7 +76,7 @@ def in_presets(name: str) -> str:
     """What the presets say of a flag, for its help text.
 
     >>> in_presets("max_steps")
-    '500 on a GPU, 120 on a CPU'
+    '500 on a GPU, 100 on a CPU'
     """
     gpu, cpu = PRESETS["gpu"][name], PRESETS["cpu"][name]
     if isinstance(gpu, list):
@@ -159,6 +160,12 @@ def fill_preset(args: argparse.Namespace) -> None:
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name) in (None, "auto"):
             setattr(args, name, value)
+
+    # students whom the user has not named never say what they need, so their history has to
+    if args.students is None:
+        args.students = GENERATED if args.profiles_dir == PROFILES_DIR else ["all"]
+    if args.memory_level is None:
+        args.memory_level = "history" if args.students[0].startswith("generated:") else "stated"
 
 
 def check_optional(args: argparse.Namespace) -> None:

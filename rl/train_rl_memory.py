@@ -32,6 +32,7 @@ from cot.utils.cli import (
 )
 from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, hold_signals, signal_received
 from rl.settings import (
+    GENERATED,
     PRESETS,
     THINKING_LENGTH,
     add_training_flags,
@@ -60,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags; where the default is None, the preset decides (`rl/settings.py`)."""
     parser = OneLineParser(
         description=__doc__.split("\n", 1)[0],
-        epilog=f"--top_k is {in_presets('top_k')}; --memory_tokens {in_presets('memory_tokens')}.",
+        epilog=f"--top_k is {in_presets('top_k')}; --memory_tokens {in_presets('memory_tokens')}."
+        f" --students {GENERATED[0]} makes students who never say what they need: the default, with"
+        " --memory_level history, unless --profiles_dir or --students names others; then it is stated.",
     )
     add, whole = parser.add_argument, number(int, 1)
     add("--config", type=Path, metavar="FILE.yaml", help="flags from a file; the command line wins")
@@ -90,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_template_flags(parser)
     add_memory_flags(parser)
-    parser.set_defaults(students=["all"], top_k=None, memory_tokens=None)
+    parser.set_defaults(students=None, memory_level=None, top_k=None, memory_tokens=None)
     add(
         "--memory",
         default="own",

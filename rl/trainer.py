@@ -155,9 +155,9 @@ def make_evaluator(
 ) -> Callable[[torch.nn.Module], dict]:
     """A function that lets a policy answer a fixed set of moments and gives the answers' means.
 
-    accuracy; fidelity; style, the explanation style alone; copying; names_student, all in [0, 1]; and
-    output_tokens. With `base_file` also breakage: the share of what the first policy had right and this one
-    has wrong, None where nothing was right. An answer that failed counts as wrong in everything.
+    accuracy; fidelity; style, the explanation style alone; support_fit; copying; names_student, all in
+    [0, 1]; and output_tokens. With `base_file` also breakage: the share of what the first policy had right
+    and this one has wrong, None where nothing was right. An answer that failed counts as wrong in everything.
 
     Args:
         arm: the memory that the prompts show.
@@ -194,6 +194,7 @@ def make_evaluator(
             "accuracy": "correct",
             "fidelity": "fidelity",
             "style": "style_met",
+            "support_fit": "support_fit",
             "copying": "copying",
             "names_student": "names_student",
             "output_tokens": "output_tokens",

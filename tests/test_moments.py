@@ -1,5 +1,8 @@
 """Who meets what, when: no test exercise in training, nothing of the future in a memory, all from a seed."""
 
+from collections import Counter
+from types import SimpleNamespace
+
 import pytest
 
 from cot.utils.cli import PROFILES_DIR
@@ -8,17 +11,21 @@ from cot.utils.mastery import mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape
 from cot.utils.questions import Question
 from cot.utils.students import MemoryLog, in_time_order, load_profiles
+from cot.utils.support import support_target
 from cot.utils.textbook import generate_exercises, load_chapters, pick_chapters
 from rl.moments import (
+    arms_of,
     build_rows,
+    count_generated,
     crossed_moments,
     draw_arms,
     fingerprint_questions,
     fingerprint_students,
-    held_out_moments,
+    load_students,
     textbook_moments,
     walk_textbook,
 )
+from rl.student_model import combinations, generate_student, needs_of
 
 CHAPTERS = pick_chapters(["addition", "subtraction"])
 TEMPLATES = {
@@ -52,10 +59,9 @@ def rows_of(arms, moments, shown, tokenizer, **changes):
     [
         lambda arms, seed: textbook_moments(arms, CHAPTERS, "train", 20, seed),
         lambda arms, seed: crossed_moments(arms, [Question("q", "?", "#### 1")], 40, seed),
-        lambda arms, seed: held_out_moments(arms, CHAPTERS, 6, 2, seed),
         lambda arms, seed: draw_arms("own", [0.5, 0.3, 0.2], 50, seed),
     ],
-    ids=["textbook", "crossed", "held out", "arms"],
+    ids=["textbook", "crossed", "arms"],
 )
 def test_other_seeds_give_other_moments_and_the_same_seed_the_same(arms, draw):
     assert draw(arms, 0) == draw(arms, 0) != draw(arms, 1)
@@ -66,8 +72,38 @@ def test_a_training_moment_is_a_train_exercise_and_knows_the_mastery_of_that_tim
     assert splits(moments) == {"train"}
     for moment in moments:
         history = arms.histories[moment.student_id]
-        assert {item.time: item.chapter for item in history}[moment.as_of] == moment.question.chapter
+        assert moment.as_of in {item.time for item in history}
+        met = {item.chapter for item in history if item.time <= moment.as_of}
+        assert moment.question.chapter in met  # that of the moment itself, or an earlier one
         assert moment.mastery == mastery_by_skill(in_time_order(history, moment.as_of))
+
+
+def test_every_level_of_support_is_needed_about_as_often():
+    students = [generate_student(number, CHAPTERS, 0, interactions_per_chapter=30) for number in range(30)]
+    arms = arms_of(students, level="history", seed=0)
+    moments = textbook_moments(arms, CHAPTERS, "train", 600, 0)
+    found = Counter(support_target(moment.skill_mastery) for moment in moments)
+    assert min(found.values()) > 150, found
+
+
+def test_generated_students_are_others_in_an_evaluation_and_half_have_new_pairs():
+    flags = {"students": ["generated:6"], "profiles_dir": PROFILES_DIR, "seed": 0, "memory_level": "history"}
+    trained, unseen = (load_students(SimpleNamespace(**flags), unseen=side) for side in (False, True))
+    needs = [needs_of(truth) in combinations("unseen") for truth in unseen[2].values()]
+    assert sorted(needs) == [False] * 3 + [True] * 3
+    assert not any(needs_of(truth) in combinations("unseen") for truth in trained[2].values())
+    for student in set(trained[1]) & set(unseen[1]):
+        assert trained[1][student] != unseen[1][student]
+    assert all(profile.explanation_style is None for profile in unseen[0].values())
+    # at the level `stated` they say what they need
+    stated, _, truths = load_students(SimpleNamespace(**flags | {"memory_level": "stated"}))
+    assert stated == truths
+
+
+@pytest.mark.parametrize("students", [["generated:x"], ["generated:1"], ["generated:3", "S001"]])
+def test_a_wrong_number_of_generated_students_is_refused(students):
+    with pytest.raises(UserError, match="expected generated:N with N of at least 2"):
+        count_generated(students)
 
 
 def test_a_student_without_such_exercises_is_named(arms):
@@ -155,24 +191,6 @@ def test_a_control_token_in_a_question_stays_text_and_a_long_question_is_dropped
     assert len(rows[0]["prompt_ids"]) <= 200
     with pytest.raises(UserError, match="--max_prompt_length"):
         rows_of(arms, moments, ["own"] * 2, tokenizer, max_prompt_tokens=5)
-
-
-# --- the experiment's held-out moments --------------------------------------------------------------------
-
-
-def test_held_out_moments_are_of_test_templates_at_a_time_of_the_chapter(arms):
-    moments = held_out_moments(arms, CHAPTERS, 6, 2, seed=5)
-    assert splits(moments) == {"test"} and len(moments) == 2 * 6 * 2
-    for first, second in zip(moments[::2], moments[1::2], strict=True):
-        assert first.question == second.question and first.student_id != second.student_id
-    for moment in moments:
-        times = {item.time: item.chapter for item in arms.histories[moment.student_id]}
-        assert times[moment.as_of] == moment.question.chapter
-
-    novel = held_out_moments(arms, CHAPTERS, 6, 1, seed=5, wording="novel")
-    assert {moment.question.wording for moment in novel} == {"novel"}
-    with pytest.raises(UserError, match="addition: 8 students have worked on it"):
-        held_out_moments(arms, CHAPTERS, 1, 9, seed=5)
 
 
 # --- the walk ---------------------------------------------------------------------------------------------

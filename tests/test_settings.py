@@ -25,6 +25,21 @@ def test_a_preset_fills_what_the_user_left_open():
     assert gpu.weights == {"correct": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("flags", "students", "level"),
+    [
+        ([], ["generated:256"], "history"),
+        (["--students", "generated:8"], ["generated:8"], "history"),
+        (["--students", "generated:8", "--memory_level", "stated"], ["generated:8"], "stated"),
+        (["--students", "S001", "S002"], ["S001", "S002"], "stated"),
+        (["--profiles_dir", "/mine"], ["all"], "stated"),
+    ],
+)
+def test_students_whom_nobody_named_are_generated_and_only_their_history_speaks(flags, students, level):
+    args = settings("--preset", "cpu", *flags)
+    assert (args.students, args.memory_level) == (students, level)
+
+
 def test_every_preset_sets_flags_of_the_script():
     flags = vars(build_parser().parse_args([]))
     for values in PRESETS.values():

@@ -5,10 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.errors import UserError
 from cot.utils.questions import ALL, Question, load_questions
-from cot.utils.students import load_profiles
 from cot.utils.textbook import load_chapters
 from rl.moments import load_arms
 from rl.settings import fill_preset
@@ -59,7 +57,7 @@ def test_training_meets_train_templates_and_is_evaluated_on_test_templates():
     assert (len(train), len(held_out)) == (80, 40)  # 10 steps x 8 prompts
     assert (source.train, source.held_out, source.held_out_ids) == ("textbook train", "textbook test", None)
     assert splits(train) == {"train"} and splits(held_out) == {"test"}
-    assert {moment.student_id for moment in train} == set(load_profiles(PROFILES_DIR))
+    assert {moment.student_id[0] for moment in train} == {"S"} and len({m.student_id for m in train}) == 80
     chapters = {moment.question.chapter for moment in train}
     assert chapters == {"addition", "subtraction", "multiplication", "division", "two_step"}
 
@@ -111,9 +109,9 @@ def test_the_split_depends_on_the_seed_alone(file):
 
 
 def test_no_held_out_moment_is_asked_twice(file):
-    _, held_out, source = pick("--dataset", file, "--eval_size", 1000)
+    _, held_out, source = pick("--dataset", file, "--eval_size", 1000, "--students", "generated:8")
     asked = [(moment.question.id, moment.student_id) for moment in held_out]
-    assert len(asked) == len(set(asked)) == 8 * len(source.held_out_ids)  # 8 students
+    assert len(asked) == len(set(asked)) == 8 * len(source.held_out_ids)
 
 
 def test_without_evaluation_all_questions_are_trained_on(file):
@@ -156,11 +154,11 @@ def test_the_evaluation_asks_every_student_about_the_held_out_questions(file):
     args = evaluate_rl.build_parser().parse_args(["--dataset", str(file), "--students", "S001", "S004"])
     policies = [SimpleNamespace(config={}), SimpleNamespace(config=run)]
     evaluate_rl.fill_from_run(args, policies)
-    profiles = load_profiles(PROFILES_DIR)
-    students = {name: profiles[name] for name in ("S001", "S004")}
-    moments, _, words = evaluate_rl.follow_students(args, students, policies)
+    moments, _, words = evaluate_rl.follow_students(args, *evaluate_rl.choose_students(args), policies)
     asked = [(moment.question.id, moment.student_id) for moment in moments]
-    assert sorted(asked) == sorted((number, name) for number in source.held_out_ids for name in students)
+    assert sorted(asked) == sorted(
+        (number, name) for number in source.held_out_ids for name in ("S001", "S004")
+    )
     assert words == f"{file}, questions held out in training"
 
 

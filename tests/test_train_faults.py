@@ -174,7 +174,7 @@ def test_a_file_of_questions_is_split_and_the_held_out_ones_are_named(train, lin
     path = tmp_path / "own.jsonl"
     rows = [{"question": f"What is {number} + 1?", "answer": f"#### {number + 1}"} for number in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert train(ending, dataset=path, max_steps=6, eval_size=64)[0] == 0
+    assert train(ending, dataset=path, max_steps=6, eval_size=64, students="generated:8")[0] == 0
     config = read_strictly(tmp_path / "run" / "run.json")["config"]
     assert config["dataset_source"] == f"{path}, 18 of 20 questions"
     assert config["eval"] == (
