@@ -1,26 +1,29 @@
 #!/usr/bin/env python3
-"""Train every arm with several seeds and compare them on held-out exercises: what does memory add to GRPO?
+"""Train every arm with several seeds and compare them on held-out students: is history learned from?
 
 Arms: `ipo` (own memory, all rewards), `no_memory` (no memory, all rewards that need none), `shuffled_memory`
 (another student's memory, all rewards), `correctness_only` (own memory, rewarded for correctness),
-`random_reward` (own memory, rewarded by a coin). Every policy and the base answer exercises of templates that
-training has not, in the usual wordings and in novel ones, with the own memory and without. Each training is a
-process of `rl/train_rl_memory.py`. Reads `profiles/` and the textbook. Writes a folder: `<arm>_<seed>/` for
-each training with its `train.log`, the files of every run (`results_temp_<T>_<stamp>.json` and
-`summary_<stamp>.json`, whose `summary` has `rows_done, table, verdicts, timing`), `experiment.md` and
-`curves.png`. The same command continues an interrupted experiment; with more arms or seeds it adds to it.
+`random_reward` (own memory, rewarded by a coin); beside them the base, and with `--supervised` a policy of
+`rl/warm_start.py --follow_memory`. No memory states a wish. `rl/conditions.py` says who is asked what;
+`rl/effects.py` lists the hypotheses. Each training is a process of `rl/train_rl_memory.py`. Writes a folder:
+`<arm>_<seed>/` for each training with its `train.log`, the files of every run
+(`results_temp_<T>_<stamp>.json` and `summary_<stamp>.json`, whose `summary` has `rows_done, table, verdicts,
+timing`), `answers.jsonl.gz`, `experiment.md` and figures. The same command continues an interrupted
+experiment; with more arms or seeds it adds to it.
 
-    python rl/run_experiment.py --seeds 0 --arms ipo no_memory --max_steps 4 --exercises_per_chapter 4
+    python rl/run_experiment.py --split test --seeds 0 --arms ipo --max_steps 4 --exercises_per_chapter 4
     python rl/run_experiment.py
 """
 
 import argparse
+import gzip
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,17 +31,19 @@ from cot.utils.cli import (
     BASE,
     COT_PROMPT,
     DATA_DIR,
-    PROFILES_DIR,
     Distinct,
     OneLineParser,
     flags_of,
     number,
     script_frame,
-    temperature,
     writable_dir,
 )
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
-from rl.settings import PRESETS
+from cot.utils.files import dumps
+from rl.settings import GENERATED, PRESETS
+
+if TYPE_CHECKING:
+    from rl.conditions import HeldOut
 
 CORRECTNESS = "correct=1,format=0.1,overlong=1,repetition=0.2"
 ARMS = {  # flags of the training script
@@ -48,8 +53,8 @@ ARMS = {  # flags of the training script
     "correctness_only": ["--memory", "own", "--reward_weights", CORRECTNESS],
     "random_reward": ["--memory", "own", "--reward_weights", "coin=1"],
 }
-SETS = (("usual", "own"), ("usual", "none"), ("novel", "own"))  # wording, and what the prompt shows
-HELD_OUT_SEED = 1_000_003  # of the evaluated exercises: the same for all arms and seeds
+SEEDS = [0, 1, 2, 3, 4]
+WALK_EXERCISES = 4  # of each chapter, in the closed loop, at most
 LOG = "train.log"  # of a training, in its folder
 
 
@@ -59,22 +64,30 @@ def build_parser() -> argparse.ArgumentParser:
     add, cpu = parser.add_argument, PRESETS["cpu"]
     add("--model_name", default="tutor", help="the base: tutor, bundled, a hub name or a folder")
     add("--arms", nargs="+", action=Distinct, default=list(ARMS), choices=ARMS, help="to train")
-    add("--seeds", nargs="+", action=Distinct, type=number(int, 0), default=[0, 1, 2], help="of training")
-    add("--max_steps", type=number(int, 1), default=cpu["max_steps"], help="optimizer steps of a training")
-    add("--profiles_dir", type=Path, default=PROFILES_DIR, help="profiles; memories in its memory/")
-    add("--exercises_per_chapter", type=number(int, 1), default=80, help="held out, of each wording")
-    add("--students_per_exercise", type=number(int, 2), default=2, help="for whom each is explained")
     add(
-        "--temperatures", nargs="+", action=Distinct, type=temperature, default=[0.0, 1.0], help="0 is greedy"
+        "--seeds", nargs="+", action=Distinct, type=number(int, 0), default=list(range(5)), help="of training"
     )
+    add("--max_steps", type=number(int, 1), default=cpu["max_steps"], help="optimizer steps of a training")
+    add("--supervised", metavar="FOLDER", help="a policy that learned the students' needs by supervision")
+    add(
+        "--split",
+        default="confirm",
+        choices=["test", "confirm"],
+        help="of the exercises' templates: test is for tuning settings, confirm for asking once",
+    )
+    add(
+        "--memory_level",
+        default="history",
+        choices=["history", "stated"],
+        help="whether only the history of the students tells what they need, or they say so themselves",
+    )
+    add("--exercises_per_chapter", type=number(int, 1), default=24, help="held out, each for 3 students")
     add("--jobs", type=number(int, 1), default=2, help="trainings at once, sharing the cores")
     add("--output_dir", type=Path, default=DATA_DIR / "tutor" / "experiment", help="of the experiment")
     add("--debug", action="store_true", help="print the traceback of an error, too")
     # how the held-out exercises are answered is no choice: all arms and seeds are compared
-    parser.set_defaults(
-        device="cpu", dtype="float32", batch_size=None, seed=HELD_OUT_SEED, fail_on_error=0.05
-    )
-    parser.set_defaults(max_new_tokens=cpu["max_completion_length"])
+    parser.set_defaults(device="cpu", dtype="float32", batch_size=None, seed=0, fail_on_error=0.05)
+    parser.set_defaults(temperatures=[0.0, 1.0], max_new_tokens=cpu["max_completion_length"])
     parser.set_defaults(thinking="auto", chat_template_kwargs=None, think_end=None)
     return parser
 
@@ -141,8 +154,8 @@ def is_trained(args: argparse.Namespace, arm: str, seed: int, folder: Path, cont
 def training_flags(args: argparse.Namespace, arm: str, seed: int, folder: Path) -> list[str]:
     """The flags with which the training script trains an arm."""
     flags = [*ARMS[arm], "--seed", str(seed), "--max_steps", str(args.max_steps)]
-    flags += ["--model_name", args.model_name, "--profiles_dir", str(args.profiles_dir)]
-    flags += ["--max_completion_length", str(args.max_new_tokens)]
+    flags += ["--students", *GENERATED, "--memory_level", args.memory_level]
+    flags += ["--model_name", args.model_name, "--max_completion_length", str(args.max_new_tokens)]
     return [*flags, "--preset", "cpu", "--dataset", "textbook", "--output_dir", str(folder)]
 
 
@@ -157,83 +170,136 @@ def start_training(args: argparse.Namespace, arm: str, seed: int, folder: Path) 
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def load_held_out(args: argparse.Namespace) -> tuple:
-    """The students, and by wording the moments at which every policy is asked."""
-    from cot.utils.memory_arms import MemoryArms
-    from cot.utils.students import MemoryLog, load_profiles
-    from cot.utils.textbook import pick_chapters
-    from rl.moments import held_out_moments
+def build_rows(held_out: "HeldOut", trained: Mapping[str, tuple[str, int]]) -> list:
+    """Every policy's cells: those of all, and what an arm is asked beside them.
 
-    profiles, log = load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory")
-    histories = {student: log.read(student) for student in profiles}
-    arms = MemoryArms(profiles, histories, embedder=None, seed=HELD_OUT_SEED)  # no past exercises: top_k 0
-    chapters = pick_chapters(PRESETS["cpu"]["chapters"])
-    students = {"usual": args.students_per_exercise, "novel": 1}
-    return arms, {
-        wording: held_out_moments(arms, chapters, args.exercises_per_chapter, count, HELD_OUT_SEED, wording)
-        for wording, count in students.items()
-    }
+    Args:
+        trained: the arm and the seed of each policy.
+    """
+    from cot.utils.rows import Row
 
-
-def build_rows(args: argparse.Namespace, arms, moments: Mapping, policies: Sequence[str]) -> list:
-    """Every policy at every moment: usual wordings with the own memory and without, novel ones with it."""
-    from cot.utils.rows import expand
-
-    shown = []
-    for wording, memory_arm in SETS:
-        asked = moments[wording]
-        if memory_arm == "none":  # the same prompt for every student: asked once
-            asked = list({moment.question.id: moment for moment in asked}.values())
-        shown += [(moment, arms.show(moment, memory_arm)) for moment in asked]
+    further = {"ipo": held_out.probing, BASE: held_out.instructed}
     return [
-        row
-        for policy in policies
-        for index, (moment, memory) in enumerate(shown)
-        for row in expand(policy, index, moment, memory, args.temperatures, num_samples=1)
+        Row(policy, index, cell.moment, cell.memory, cell.temperature, cell.sample)
+        for policy, (arm, _) in trained.items()
+        for index, cell in enumerate([*held_out.common, *further.get(arm, [])])
     ]
+
+
+def walk_students(
+    args: argparse.Namespace, trained: Mapping[str, tuple[str, int]], sources: Mapping, held_out: "HeldOut"
+) -> dict[str, list[dict]]:
+    """The closed loop: every student's walk with every policy and with the tutors that need no model."""
+    from cot.utils.memory_arms import MemoryArms, PromptShape
+    from cot.utils.runner import Run
+    from cot.utils.textbook import pick_chapters
+    from rl.closed_loop import draw_course, start_walk, teach_all
+    from rl.conditions import HELD_OUT_SEED
+    from rl.moments import describe_students
+    from rl.runs import Policy
+
+    chapters = pick_chapters(PRESETS["cpu"]["chapters"])
+    profiles, _, truths = describe_students(held_out.students, args.memory_level)
+    count = min(WALK_EXERCISES, args.exercises_per_chapter)
+    course = draw_course(chapters, count, HELD_OUT_SEED, args.split)
+    policies = [
+        Policy(name, sources[name], config={"memory": "none" if arm == "no_memory" else "own"})
+        for name, (arm, _) in trained.items()
+    ]
+    loop = Run(
+        script=Path(__file__).name,
+        args=argparse.Namespace(**vars(args) | {"temperatures": [1.0]}),
+        rows=[],
+        sources=sources,
+        shape=PromptShape(COT_PROMPT, PRESETS["cpu"]["memory_tokens"]),
+        profiles=truths,
+        config={"device": args.device},
+        folder=writable_dir(args.output_dir / "closed_loop"),
+        identity={"course": [exercise.id for exercise in course], "policies": list(trained)},
+    )
+    with loop:
+        walks = teach_all(
+            loop,
+            policies,
+            start=lambda: start_walk(truths, chapters, HELD_OUT_SEED),
+            course=course,
+            remember=lambda histories: MemoryArms(
+                profiles,
+                histories,
+                embedder=None,
+                seed=HELD_OUT_SEED,
+                level=args.memory_level,
+                truths=truths,
+            ),
+        )
+        loop.finish(measure=lambda records: None, summarize=lambda records: {"walks": walks})
+    return walks
+
+
+def write_answers(records: Sequence[dict], path: Path) -> None:
+    """The raw answers, a line each, compressed: what was asked follows from `rl/conditions.py`."""
+    keys = (
+        *("arm", "seed", "memory_arm", "temperature", "sample", "student_id", "moment", "question_id"),
+        *("correct", "fidelity", "support", "output_tokens", "generated_text"),
+    )
+    lines = "".join(dumps({key: record[key] for key in keys}) + "\n" for record in records)
+    path.write_bytes(gzip.compress(lines.encode(), mtime=0))
 
 
 def run(args: argparse.Namespace) -> int:
     """Trainings, answers, tables; returns the exit code."""
-    from cot.utils.figures import draw_experiment_curves
+    from cot.utils.figures import draw_evidence, draw_experiment_curves
     from cot.utils.memory_arms import PromptShape
     from cot.utils.model_names import resolve_model
     from cot.utils.models import keep_bars_out_of_logs
     from cot.utils.runner import Run
-    from rl.effects import add_measures, render_experiment, summarize
-    from rl.moments import fingerprint_students
+    from cot.utils.textbook import pick_chapters
+    from rl.conditions import hold_out
+    from rl.effects import add_measures, judge_walks, render_experiment, summarize
 
+    # who is asked what, and the policies that answer
     folder, base = writable_dir(args.output_dir), resolve_model(args.model_name)
-    arms, moments = load_held_out(args)
-    contents = {"model_revision": base.revision, "students_content": fingerprint_students(arms)}
-    folders = train_arms(args, contents)
+    models = {(BASE, 0): base}
+    if args.supervised:
+        models["supervised", 0] = resolve_model(args.supervised)
+    cpu = PRESETS["cpu"]
+    held_out = hold_out(
+        pick_chapters(cpu["chapters"]), args.split, args.exercises_per_chapter, args.memory_level
+    )
+    folders = train_arms(args, {"model_revision": base.revision})
 
     # a policy's name holds its weights' revision: an arm that was trained again is another policy
-    models = {training: resolve_model(str(path / "model")) for training, path in folders.items()}
-    models = {(BASE, 0): base, **models}
+    models |= {training: resolve_model(str(path / "model")) for training, path in folders.items()}
     trained = {f"{arm}_{seed}@{model.revision[:8]}": (arm, seed) for (arm, seed), model in models.items()}
-    sources = dict(zip(trained, models.values(), strict=True))
 
+    # their answers
     keep_bars_out_of_logs()
     experiment = Run(
         script=Path(__file__).name,
         args=args,
-        rows=build_rows(args, arms, moments, list(trained)),
-        sources=sources,
-        shape=PromptShape(COT_PROMPT, PRESETS["cpu"]["memory_tokens"]),
-        profiles=arms.profiles,
-        config={"device": args.device, "exercises": len({m.question.id for m in moments["usual"]})},
+        rows=build_rows(held_out, trained),
+        sources=dict(zip(trained, models.values(), strict=True)),
+        shape=PromptShape(COT_PROMPT, cpu["memory_tokens"]),
+        profiles=held_out.truths,
+        config={"device": args.device, "exercises": args.exercises_per_chapter * len(cpu["chapters"])},
         folder=folder,
         growing=True,
     )
     with experiment:
         experiment.generate()
         path, document = experiment.finish(
-            measure=lambda records: add_measures(records, trained, arms.profiles), summarize=summarize
+            measure=lambda records: add_measures(records, trained, held_out),
+            summarize=lambda records: summarize(records, args.memory_level),
         )
-    report = render_experiment(document["summary"], document["config"])
+
+    walks = walk_students(args, trained, experiment.sources, held_out)
+
+    # what they say
+    write_answers(experiment.in_order(), folder / "answers.jsonl.gz")
+    report = render_experiment(document["summary"] | judge_walks(walks, trained), document["config"])
     (folder / "experiment.md").write_text(report, encoding="utf-8")
     draw_experiment_curves(folders, folder / "curves.png")
+    draw_evidence(document["summary"]["table"], folder / "evidence.png")
     print(f"{report}\n{path}")
     return experiment.exit_code
 

@@ -1,47 +1,73 @@
-"""The experiment's numbers on planted records: measures, pairing, verdicts."""
+"""The experiment's numbers on planted records: measures, pairing, hypotheses and their verdicts."""
 
 import pytest
 import scipy.stats
 from conftest import planted_record
 
-from cot.utils.cli import PROFILES_DIR
-from cot.utils.students import load_profiles
+from cot.utils.students import Profile
+from rl.conditions import HeldOut
 from rl.effects import (
     NO_SEED,
     add_measures,
-    list_questions,
+    judge_walks,
+    list_hypotheses,
     pool_differences,
     render_experiment,
     subtract,
     summarize,
 )
+from rl.student_model import Needs, tell_needs
 
-PROFILES = {name: load_profiles(PROFILES_DIR)[name] for name in ("S002", "S005")}
+STUDENTS = ("S0000", "U0001")
+NEEDS = {"S0000": Needs("short_sentences", False), "U0001": Needs("numbered_steps", True)}
 EXERCISES = 30  # of ten templates
 SEEDS = range(5)
-TRAINED = {"base": ("base", 0)} | {
-    f"{arm}_{seed}": (arm, seed) for arm in ("ipo", "no_memory", "shuffled_memory") for seed in SEEDS
-}
+ARMS = ("ipo", "no_memory", "shuffled_memory")
+TRAINED = {"base": ("base", 0)} | {f"{arm}_{seed}": (arm, seed) for arm in ARMS for seed in SEEDS}
+TEXT = "3 + 4 = 7\n#### 7"
 
 
-def answers(policy, fidelity, right=lambda number: True, text=lambda student: "3 + 4 = 7\n#### 7"):
-    """Two students a question in usual wordings, one without memory and in novel ones; greedy."""
-    sets = [("usual", "own", tuple(PROFILES)), ("usual", "none", ("S002",)), ("novel", "own", ("S002",))]
+def truth(student: str, needs: Needs) -> Profile:
+    fields = {"student_id": student, "grade_level": "4th grade", "strengths": [], "challenges": []}
+    return tell_needs(Profile(**fields), needs)
+
+
+TRUTHS = {student: truth(student, needs) for student, needs in NEEDS.items()}
+QUESTIONS = [f"addition/addition_{number // 3}/{number}" for number in range(EXERCISES)]
+HELD_OUT = HeldOut(
+    students=[],
+    truths=TRUTHS,
+    common=[],
+    probing=[],
+    instructed=[],
+    # of S0000 the style is taken for another one: 1 of 2 needs
+    bayes={
+        ("S0000", 20): truth("S0000", Needs("numbered_steps", False)),
+        ("U0001", 20): TRUTHS["U0001"],
+    },
+    other_states={(student, question): "guided" for student in STUDENTS for question in QUESTIONS},
+)
+
+
+def answers(policy, condition, fidelity=0.35, right=lambda number: True, temperature=0.0, sample=0, **fields):
+    """Thirty questions for two students under a condition."""
+    fields = {"support": "brief", "support_fit": 0.0, "generated_text": TEXT} | fields
     return [
         planted_record(
-            f"addition/{wording}_{number // 3}/{number}",
+            question,
             student,
-            arm,
+            condition,
             right(number),
             policy=policy,
-            wording=wording,
-            generated_text=text(student),
+            temperature=temperature,
+            sample=sample,
+            moment=20_000 + number,
             fidelity=fidelity,
             style_met=fidelity > 0.5,
+            **fields,
         )
-        for wording, arm, students in sets
-        for number in range(EXERCISES)
-        for student in students
+        for number, question in enumerate(QUESTIONS)
+        for student in STUDENTS
     ]
 
 
@@ -49,54 +75,75 @@ def half(number):
     return number % 2 == 0
 
 
-def experiment(ipo_fidelity, ipo_right, shuffled_fidelity=0.4, seeds=SEEDS):
-    records = answers("base", 0.4, half)
+def follower(seed):
+    """Fits its student, its state and its changes; loses nothing to a bad memory."""
+    name = f"ipo_{seed}"
+    found = answers(name, "own", 0.9, support_fit=1.0) + answers(name, "none") + answers(name, "own_256", 0.9)
+    found += answers(name, "shuffled") + answers(name, "time_shuffled", 0.9)
+    found += answers(name, "other_state", 0.9, support="guided")
+    found += answers(name, "after_0", 0.36) + answers(name, "after_20", 0.8)
+    found += answers(name, "forgetting_20", 0.75)
+    found += [row for sample in (0, 1) for row in answers(name, "none", temperature=1.0, sample=sample)]
+    for condition in ("random", "stale", "wrong"):
+        found += answers(name, condition, temperature=1.0, sample=1)
+    return found
+
+
+def ignorer(seed):
+    """One text whatever the memory shows; half of what is asked with a bad memory is wrong."""
+    name = f"ipo_{seed}"
+    conditions = ("own", "none", "own_256", "shuffled", "time_shuffled", "other_state", "after_20")
+    found = [row for condition in conditions for row in answers(name, condition)]
+    found += answers(name, "after_0", 0.9) + answers(name, "forgetting_20", 0.2)
+    found += [row for sample in (0, 1) for row in answers(name, "none", temperature=1.0, sample=sample)]
+    for condition in ("random", "stale", "wrong"):
+        found += answers(name, condition, right=half, temperature=1.0, sample=1)
+    return found
+
+
+def experiment(ipo, seeds=SEEDS):
+    records = answers("base", "own") + answers("base", "instructed", 1.0)
     for seed in seeds:
-        records += answers(f"ipo_{seed}", ipo_fidelity, ipo_right)
-        records += answers(f"no_memory_{seed}", 0.4)
-        records += answers(f"shuffled_memory_{seed}", shuffled_fidelity, half)
-    add_measures(records, TRAINED, PROFILES)
+        records += ipo(seed)
+        records += answers(f"no_memory_{seed}", "none") + answers(f"shuffled_memory_{seed}", "own")
+    add_measures(records, TRAINED, HELD_OUT)
     return summarize(records)
 
 
-SHUFFLED = "Does shuffled_memory gain less than 5 points of fidelity over the base?"
-IDENTIFIED = "Is the student identified from IPO's texts more often than from those of the base?"
-
-
-def row_of(summary, arm, wording="usual", memory_arm="own"):
+def row_of(summary, arm, condition="own", temperature=0.0, sample=0):
     (row,) = [
         row
         for row in summary["table"]
-        if (row["arm"], row["wording"], row["memory_arm"]) == (arm, wording, memory_arm)
+        if (row["arm"], row["memory_arm"], row["temperature"], row["sample"])
+        == (arm, condition, temperature, sample)
     ]
     return row
 
 
-def verdicts_of(summary):
-    return {v["question"]: v["verdict"] for v in summary["verdicts"] if v["wording"] == "usual"}
+def claimed(summary):
+    return [v for v in summary["verdicts"] if v["bound"] is not None]
 
 
 def test_each_measure_is_the_mean_over_seeds_and_answers():
-    # right from number 15 on; of the 15 even questions that the base had, 0, 2, ... 14 are broken
-    summary = experiment(0.9, lambda number: number >= 15)
-    row = row_of(summary, "ipo")
-    assert {name: row[name]["mean"] for name in ("accuracy", "fidelity", "style", "breakage")} == {
-        "accuracy": 0.5,
-        "fidelity": pytest.approx(0.9),
-        "style": 1.0,
-        "breakage": pytest.approx(8 / 15),
-    }
+    # of what is right without memory, a wrong memory leaves the even half
+    summary = experiment(ignorer)
+    row = row_of(summary, "ipo", "wrong", 1.0, 1)
+    assert row["accuracy"]["mean"] == row["breakage"]["mean"] == 0.5
     assert row["accuracy"]["n"] == 5 * 2 * EXERCISES  # seeds x students x questions
-    assert row["breakage"]["n"] == 5 * 2 * 15
-    assert row["by_chapter"]["addition"]["accuracy"]["mean"] == 0.5
-    assert row_of(summary, "base")["breakage"]["mean"] == 0.0
-    assert row_of(summary, "base")["accuracy"]["n"] == 2 * EXERCISES  # the same answers for every seed
-    assert row_of(summary, "ipo", memory_arm="none")["accuracy"]["n"] == 5 * EXERCISES
+    assert row_of(summary, "base", "instructed")["fidelity"] == {"n": 60, "mean": 1, "low": 1, "high": 1}
+    own = row_of(summary, "ipo")
+    # the Bayes choice meets 1 of the 2 needs of S0000 and all of U0001's
+    assert own["achievable"]["mean"] == 0.75 and own["regret"]["mean"] == pytest.approx(0.75 - 0.35)
+    # the text has no hint: S0000 needs none, U0001 does
+    assert own["hint"]["mean"] == 0.5
+    assert own["by_pair"]["seen"]["n"] == own["by_pair"]["unseen"]["n"] == 5 * EXERCISES
 
 
 def test_an_interval_is_over_templates_students_and_seeds():
     """Ten templates of three exercises, each 2/3 or 1/3 right in turn, the same for students and seeds."""
-    row = row_of(experiment(0.9, half), "ipo")
+    records = [row for seed in SEEDS for row in answers(f"ipo_{seed}", "own", 0.9, half)]
+    add_measures(records, TRAINED, HELD_OUT)
+    row = row_of(summarize(records), "ipo")
     means = [2 / 3, 1 / 3] * 5
     t, worth = scipy.stats.t.ppf(0.975, 9), 0.25 / scipy.stats.sem(means) ** 2
     # Wilson's, whose centre is 1/2, too
@@ -117,45 +164,29 @@ def test_seeds_that_differ_widen_the_interval_and_fewer_than_five_decide_nothing
     low, high = scipy.stats.t.interval(0.95, 4, 0.5, scipy.stats.sem([0.3, 0.4, 0.5, 0.6, 0.7]))
     assert (found["low"], found["high"]) == pytest.approx((low, high))
     assert (found["n"], found["clusters"], found["seeds"]) == (50, 10, 5)
-    four = verdicts_of(experiment(0.95, lambda number: True, seeds=range(4)))
-    assert set(four.values()) == {"undecided"}
+    assert {v["verdict"] for v in claimed(experiment(follower, seeds=range(4)))} == {"undecided"}
 
 
-def test_fewer_than_ten_templates_decide_nothing():
-    records = [
-        record | {"question_id": record["question_id"].replace("_9/", "_8/")}
-        for policy, (_, _) in TRAINED.items()
-        for record in answers(policy, 0.95 if policy.startswith("ipo") else 0.4)
-    ]
-    add_measures(records, TRAINED, PROFILES)
-    assert set(verdicts_of(summarize(records)).values()) == {"undecided"}
+def test_specificity_reads_the_texts_for_the_other_students_on_the_question():
+    """S0000 needs short sentences and no hint; the other one's text has its hint, and no short sentences."""
+    texts = {
+        "S0000": "First we add.\nAdding gives 3+4=7.\n#### 7",
+        "U0001": f"Hint: think of adding.\n{TEXT}",
+    }
+    records = answers("base", "own")
+    for record in records:
+        record["generated_text"] = texts[record["student_id"]]
+    add_measures(records, TRAINED, HELD_OUT)
+    # to S0000 the two texts' fits are 1 and 0, to U0001 0 and 1/2
+    assert {(r["student_id"], r["specificity"]) for r in records} == {("S0000", 1.0), ("U0001", 0.5)}
 
 
-def test_a_text_is_judged_against_every_student():
-    """S002 wishes short sentences and no hint, S005 a check and a hint; S005 gets none of it."""
-    texts = {"S002": "First we add.\nAdding gives 3+4=7.\n#### 7", "S005": "3+4=7.\n7-3=4 shows it.\n#### 7"}
-    records = answers("base", 0.5, text=texts.get)
-    add_measures(records, {"base": ("base", 0)}, PROFILES)
-    own = [r for r in records if r["wording"] == "usual" and r["memory_arm"] == "own"][:2]
-    # to S002 the texts' fits are 1 and 1/2, to S005 both 0
-    assert [(r["student_id"], r["specificity"]) for r in own] == [("S002", 0.5), ("S005", 0.0)]
-    assert [r["identification"] for r in own] == [1, 0]
-    # a question that is asked for one student alone has no text for another one
-    assert {r["specificity"] for r in records if r["wording"] == "novel"} == {None}
-
-
-def test_one_text_for_all_is_identified_by_chance():
-    summary = experiment(0.4, half)
-    texts = row_of(summary, "ipo")
-    assert texts["specificity"]["mean"] == 0.0
-    assert texts["identification"]["mean"] == 0.5  # one of two students, or a tie
-
-
-def test_a_difference_pairs_cells_and_takes_the_one_answer_without_memory():
+def test_a_difference_pairs_cells_and_else_takes_the_mean_on_the_question():
     one = {(0, "q", "S1"): 1.0, (0, "q", "S2"): 0.0}
     paired = {(0, "q", "S1"): 0.0, (0, "q", "S2"): 1.0}
     assert subtract(one, paired) == {(0, "q", "S1"): 1.0, (0, "q", "S2"): -1.0}
-    assert subtract(one, {(0, "q", "S1"): 1.0}) == {(0, "q", "S1"): 0.0, (0, "q", "S2"): -1.0}
+    others = {(0, "q", "S3"): 0.0, (0, "q", "S4"): 1.0}  # 1/2 on average, of which 80 % count
+    assert subtract(one, others, share=0.8) == {(0, "q", "S1"): 0.6, (0, "q", "S2"): -0.4}
 
 
 def test_the_base_stands_beside_every_seed():
@@ -165,38 +196,61 @@ def test_the_base_stands_beside_every_seed():
     assert subtract(one, {(NO_SEED, "other", "S1"): 1.0}) == {}
 
 
-@pytest.mark.parametrize(
-    ("planted", "ipo", "shuffled"),
-    [
-        ((0.95, lambda number: True, 0.4), "yes", "yes"),
-        ((0.4, half, 0.4), "no", "yes"),
-        ((0.95, lambda number: True, 0.5), "yes", "no"),
-    ],
-    ids=["a gain beyond every bound", "memory is ignored", "a control gains"],
-)
-def test_planted_policies_get_their_verdicts(planted, ipo, shuffled):
-    found = verdicts_of(experiment(*planted))
-    assert found.pop(SHUFFLED) == shuffled
-    assert found.pop(IDENTIFIED) == "undecided"  # the planted texts are the same
-    assert set(found.values()) == {ipo} and len(found) == 5
+@pytest.mark.parametrize("hypothesis", "bcdefg")
+def test_a_planted_follower_is_believed_and_an_ignorer_is_not(hypothesis):
+    for policy, expected in ((follower, {"yes"}), (ignorer, {"no"})):
+        found = [v for v in claimed(experiment(policy)) if v["hypothesis"] == hypothesis]
+        assert found
+        if policy is ignorer and hypothesis == "f":
+            expected = {"yes"}  # a memory that is ignored costs nothing
+        if policy is ignorer and hypothesis == "c":
+            expected = {"no"}
+        assert {v["verdict"] for v in found} == expected, found
 
 
-def test_only_arms_that_were_trained_are_asked_about():
-    assert list_questions(["base", "no_memory"]) == []
-    texts = [asked["question"] for asked in list_questions(["base", "ipo"])]
-    assert not any("shuffled" in text or "no_memory" in text for text in texts) and len(texts) == 4
+def walked(student, gain):
+    return {
+        "student_id": student,
+        "learning_gain": gain,
+        "fit": 0.5,
+        "support_fit": 0.5,
+        "sound": 1,
+        "right": 1,
+    }
 
 
-def test_the_report_has_a_table_for_each_set_and_all_verdicts():
-    summary = experiment(0.95, lambda number: True)
-    config = {"seeds": list(SEEDS), "max_steps": 1, "exercises": EXERCISES, "students_per_exercise": 2}
-    text = render_experiment(summary, config)
-    for title in ("usual wording, memory: own", "usual wording, memory: none", "novel wording, memory: own"):
-        assert f"## {title}, greedy" in text
-    assert "| base | 60 |" in text  # the same answers for all seeds
+@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "yes"), (0.1, "no")])
+def test_a_tutor_with_whom_students_learn_more_is_believed(gain, verdict):
+    """Of twelve students half learn .05 more and half .05 less than the others, with every tutor alike."""
+    walks = {
+        name: [
+            walked(f"S{number:04d}", (gain if arm == "ipo" else 0.1) + 0.05 * (-1) ** number)
+            for number in range(12)
+        ]
+        for name, (arm, _) in TRAINED.items()
+    }
+    found = judge_walks(walks, TRAINED)
+    assert [v["verdict"] for v in found["learning"]] == [verdict] * 2
+    (row,) = [row for row in found["walks"] if row["arm"] == "ipo"]
+    assert row["learning_gain"]["mean"] == pytest.approx(gain) and row["fit"]["n"] == 5 * 12
+
+
+def test_only_arms_that_are_there_are_asked_about():
+    assert list_hypotheses(["base", "no_memory"]) == []
+    claims = [asked.claim for asked in list_hypotheses(["base", "ipo"])]
+    assert not any("shuffled_memory" in claim or "no_memory" in claim for claim in claims)
+    assert any("supervised" in asked.claim for asked in list_hypotheses(["base", "ipo", "supervised"]))
+
+
+def test_the_report_has_its_tables_and_all_verdicts():
+    config = {"seeds": list(SEEDS), "max_steps": 1, "exercises": EXERCISES, "split": "confirm"}
+    walks = {name: [walked(student, 0.2) for student in STUDENTS] for name in TRAINED}
+    text = render_experiment(experiment(follower) | judge_walks(walks, TRAINED), config)
+    for title in ("Memory in the prompt: own, greedy", "IPO: evidence, by interactions", "Hypotheses"):
+        assert f"## {title}\n" in text
     # all of ten templates are right: Wilson's interval of ten, with t of nine degrees
-    assert "| ipo | 300 | 1.000 [0.661, 1.000] | 0.950 [0.950, 0.950]" in text
+    assert "| ipo | 300 | 1.000 [0.661, 1.000] | 0.900 [0.900, 0.900]" in text
     assert (
-        "| Is IPO's fidelity 40 points above that of base? | usual | 0 | +0.550 [+0.550, +0.550] | yes |"
+        "| b | IPO's fidelity is 25 points above that of base | +0.550 [+0.550, +0.550] | 0.25 | yes |"
         in text
     )

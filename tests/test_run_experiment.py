@@ -1,12 +1,11 @@
 """The experiment: what each arm is trained with, and a whole small run that grows and is trained again."""
 
+import gzip
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
-from cot.utils.cli import PROFILES_DIR
 from rl.run_experiment import ARMS, build_parser, main, training_flags
 from rl.settings import fill_preset
 from rl.train_rl_memory import parse_args
@@ -16,7 +15,7 @@ ALL_REWARDS = {
     "format": 0.1,
     "fidelity": 1.0,
     "memory_margin": 0.5,
-    "scaffold_fit": 0.1,
+    "support_fit": 1.0,
     "overlong": 1.0,
     "repetition": 0.2,
 }
@@ -40,6 +39,7 @@ def test_an_arm_is_trained_with_its_memory_and_its_rewards(arm, memory, weights,
     assert training.memory == memory and training.weights == weights
     assert (training.seed, training.max_steps, training.preset) == (3, 7, "cpu")
     assert training.dataset == "textbook" and training.output_dir == tmp_path
+    assert training.students == ["generated:256"] and training.memory_level == "history"
 
 
 def test_the_arms_are_ipo_and_the_four_controls():
@@ -51,7 +51,7 @@ def test_the_arms_are_ipo_and_the_four_controls():
     [
         (["--arms", "ipo2"], "invalid choice: 'ipo2'"),
         (["--seeds", "0", "0"], "a value occurs twice"),
-        (["--students_per_exercise", "1"], "expected int of at least 2"),
+        (["--split", "train"], "invalid choice: 'train'"),
     ],
 )
 def test_a_wrong_flag_is_one_line(flags, message, capsys):
@@ -61,73 +61,66 @@ def test_a_wrong_flag_is_one_line(flags, message, capsys):
     assert stopped.value.code == 2 and message in err and err.count("\n") == 1
 
 
-@pytest.fixture(scope="module")
-def school(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("school")
-    for student in ("S002", "S005"):
-        shutil.copy(PROFILES_DIR / f"{student}.json", folder)
-        (folder / "memory").mkdir(exist_ok=True)
-        shutil.copy(PROFILES_DIR / "memory" / f"{student}.jsonl", folder / "memory")
-    return folder
-
-
 def table_of(summary_path: Path) -> dict:
     document = json.loads(summary_path.read_text())
-    assert document["status"] == "success" and document["config"]["exercises"] == 10
+    assert document["status"] == "success" and document["config"]["exercises"] == 5
     assert list(document["summary"]) == ["rows_done", "table", "verdicts", "timing"]
     rows = document["summary"]["table"]
-    return {(row["arm"], row["wording"], row["memory_arm"]): row for row in rows}
+    return {(row["arm"], row["memory_arm"], row["temperature"], row["sample"]): row for row in rows}
 
 
-def answers_of(summary_path: Path) -> list[dict]:
-    name = summary_path.name.replace("summary_", "results_temp_0.0_")
-    return json.loads(summary_path.with_name(name).read_text())["results"]
+def answers_of(folder: Path) -> list[dict]:
+    lines = gzip.decompress((folder / "answers.jsonl.gz").read_bytes()).splitlines()
+    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.slow
-def test_a_small_experiment_from_beginning_to_end_and_again(school, tiny_tutor, tmp_path, capsys):
-    flags = ["--model_name", tiny_tutor, "--profiles_dir", school, "--output_dir", tmp_path, "--seeds", "0"]
-    flags += ["--max_steps", "1", "--exercises_per_chapter", "2", "--temperatures", "0.0"]
+def test_a_small_experiment_from_beginning_to_end_and_again(tiny_tutor, tmp_path, capsys):
+    flags = ["--model_name", tiny_tutor, "--output_dir", tmp_path, "--seeds", "0", "--split", "test"]
+    flags += ["--max_steps", "1", "--exercises_per_chapter", "1"]
     flags = [*map(str, flags)]
     assert main([*flags, "--arms", "random_reward"]) == 0
     summary = Path(capsys.readouterr().out.splitlines()[-1])
     assert summary.parent == tmp_path
 
-    # 10 exercises for 2 students, the same without memory asked once, 10 in novel wordings for one student
+    # 5 exercises for 3 students each, with their memory and without, greedy and not; the base is told, too
     table = table_of(summary)
-    assert set(table) == {
-        (arm, *where)
-        for arm in ("base", "random_reward")
-        for where in (("usual", "own"), ("usual", "none"), ("novel", "own"))
-    }
-    assert table["random_reward", "usual", "own"]["accuracy"]["n"] == 20
-    assert table["base", "usual", "none"]["accuracy"]["n"] == 10  # one prompt whoever asks
-    assert table["base", "novel", "own"]["accuracy"]["n"] == 10
-    assert len(answers_of(summary)) == 2 * (20 + 10 + 10)
+    common = {(arm, temperature, 0) for arm in ("own", "none") for temperature in (0.0, 1.0)}
+    expected = {(arm, *where) for arm in ("base", "random_reward") for where in common}
+    assert set(table) == expected | {("base", "instructed", 0.0, 0)}
+    assert table["random_reward", "own", 0.0, 0]["accuracy"]["n"] == 15
+    assert len(answers_of(tmp_path)) == 15 * len(table)
+    assert {"arm", "seed", "memory_arm", "moment", "generated_text"} <= set(answers_of(tmp_path)[0])
     run = json.loads((tmp_path / "random_reward_0" / "run.json").read_text())
     assert run["config"]["memory"] == "own" and run["config"]["weights"] == {"coin": 1.0}
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert "| random_reward | 20 |" in (tmp_path / "experiment.md").read_text()
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("curves.png", "evidence.png"))
+    report = (tmp_path / "experiment.md").read_text()
+    assert "| random_reward | 15 |" in report and "| oracle | 60 |" in report
 
     # another arm: what is there is neither trained nor answered again
     trained = (tmp_path / "random_reward_0" / "run.json").stat().st_mtime_ns
     assert main([*flags, "--arms", "random_reward", "ipo"]) == 0
-    out = capsys.readouterr().out
     assert (tmp_path / "random_reward_0" / "run.json").stat().st_mtime_ns == trained
-    assert Path(out.splitlines()[-1]) == summary and "40 of 120 rows left" in out
-    assert ("ipo", "usual", "own") in table_of(summary)
+    table = table_of(Path(capsys.readouterr().out.splitlines()[-1]))
+    evidence = {key[1] for key in table if key[0] == "ipo" and key[1].startswith("after_")}
+    assert evidence == {f"after_{count}" for count in (0, 2, 5, 10, 20, 40)}
+    assert [r for r in answers_of(tmp_path) if r["arm"] == "random_reward"]
 
     # an arm that was trained again is answered again, and its old answers are in no table
-    before = [record for record in answers_of(summary) if record["arm"] == "random_reward"]
+    before = [record for record in answers_of(tmp_path) if record["arm"] == "random_reward"]
     weights = tmp_path / "random_reward_0" / "model" / "model.safetensors"
     weights.write_bytes((tmp_path / "ipo_0" / "model" / "model.safetensors").read_bytes())
     assert main([*flags, "--arms", "random_reward", "ipo"]) == 0
-    assert "40 of 120 rows left" in capsys.readouterr().out
-    after = [record for record in answers_of(summary) if record["arm"] == "random_reward"]
-    twins = [record for record in answers_of(summary) if record["arm"] == "ipo"]
+    after = [record for record in answers_of(tmp_path) if record["arm"] == "random_reward"]
+    twins = [
+        record
+        for record in answers_of(tmp_path)
+        if record["arm"] == "ipo" and (record["memory_arm"], record["sample"]) in {("own", 0), ("none", 0)}
+    ]
+    assert len(before) == len(after) == len(twins)
     assert [r["generated_text"] for r in after] == [r["generated_text"] for r in twins]
-    assert {r["policy"] for r in after}.isdisjoint(r["policy"] for r in before)
 
     # a training with other settings is not taken for this one's
+    capsys.readouterr()
     assert main([*flags, "--arms", "ipo", "--max_steps", "2"]) == 2
     assert "--max_steps 2: the checkpoint was made with 1" in capsys.readouterr().err

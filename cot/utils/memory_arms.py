@@ -67,6 +67,7 @@ class StudentMemory:
         as_of: the moment of that memory.
         retrieved: the past exercises among the lines: `id`, `score` (cosine), `student_id`.
         length_of: lines whose length in tokens this memory is cut to; empty for the budget alone.
+        tokens: a budget of its own; None for the run's.
     """
 
     arm: str | None
@@ -75,6 +76,7 @@ class StudentMemory:
     as_of: str | None = None
     retrieved: tuple[dict, ...] = ()
     length_of: tuple[str, ...] = ()
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,7 @@ def make_prompt(
             prompt_format=prompt_format,
         )
 
-    lines, budget = list(memory.lines), shape.memory_tokens
+    lines, budget = list(memory.lines), memory.tokens or shape.memory_tokens
     if memory.length_of:  # as long as that memory is in this very prompt
         budget = body_tokens(tokenizer, build(memory.length_of, budget).memory_lines)
     if line_order_seed is not None:

@@ -1,0 +1,262 @@
+"""What the experiment asks: who is asked about which exercise, when, and what the prompt shows.
+
+Generated students whom no training has met, exercises of templates that no training has, and conditions: the
+arms of a memory experiment (`cot/utils/memory_arms.py`), and beside them
+
+instructed     no memory; what the student needs stands after the question as an instruction
+novel          the own memory; the exercise is in a register that the usual wordings never use
+own_256        the own memory with 256 tokens, more of which is of no use
+after_N        the own memory after N interactions, for exercises and students that are the same for each N
+changed_N      the same of a student whose needs became others after 20 interactions, N interactions later
+forgetting_N   the same, where old interactions weigh less
+other_state    the own memory, whose line about the skill at hand tells of another state of it
+stale          the own memory as of long ago
+wrong          the own memory, after a line that states a wrong answer to this very question
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cot.utils.memory_arms import MemoryArms, Moment, StudentMemory
+from cot.utils.questions import question_of
+from cot.utils.students import END, HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, Profile, SupportLevel
+from cot.utils.support import support_target
+from cot.utils.textbook import Chapter, Exercise, generate_exercises
+from rl.bayes_choice import likely_needs
+from rl.lessons import draw_skill_line
+from rl.moments import UNSEEN_SEED, arms_of
+from rl.student_model import SimulatedStudent, generate_student, needs_of, tell_needs
+
+HELD_OUT_SEED = 3_000_017  # of exercises and students: the same for all arms and seeds
+STUDENTS = 60  # of each population, half of them with pairs of needs that no training has
+MOMENTS = (20, 30, 40, 50, 60)  # interactions after which a student is asked
+EVIDENCE = (0, 2, 5, 10, 20, 40)
+CHANGE = 20  # interactions after which the needs of the second population become others
+SINCE_CHANGE = (0, 5, 10, 20, 40)
+HALF_LIFE_DAYS = 3.0  # of `forgetting_N`: a student does about three exercises a day
+LARGE_BUDGET = 256
+STALE_AFTER = 5  # interactions, as of which a memory is stale
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A prompt to be answered.
+
+    Attributes:
+        memory: its `arm` names the condition.
+        temperature, sample: 0 is greedy; which of the answers to the same prompt.
+    """
+
+    moment: Moment
+    memory: StudentMemory
+    temperature: float
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The students and cells of an experiment.
+
+    Attributes:
+        students: of the first population, whose needs never change.
+        truths: what each student needs, by student id.
+        common: cells of every policy.
+        probing: further cells of the policies that were trained with their own memory and all rewards.
+        instructed: further cells of the base.
+        bayes: by student id and interactions, the needs that the Bayes choice infers from these.
+        other_states: of each cell of `other_state`, by student and question, the level its line asks for.
+    """
+
+    students: list[SimulatedStudent]
+    truths: dict[str, Profile]
+    common: list[Cell]
+    probing: list[Cell]
+    instructed: list[Cell]
+    bayes: dict[tuple[str, int], Profile]
+    other_states: dict[tuple[str, str], SupportLevel]
+
+
+def hold_out(
+    chapters: Sequence[Chapter], split: str, exercises_per_chapter: int, level: str = "history"
+) -> HeldOut:
+    """All cells; a function of the arguments alone.
+
+    Args:
+        split: of the exercises' templates: `test`, on which settings are tuned, or `confirm`.
+        level: of memory; at the level `stated` the students say what they need.
+    """
+    seed = HELD_OUT_SEED + (split == "confirm")  # the students are others, too
+    students = [
+        generate_student(number, chapters, UNSEEN_SEED + seed, "unseen" if number % 2 else "seen")
+        for number in range(STUDENTS)
+    ]
+    changing = [
+        generate_student(
+            STUDENTS + number,
+            chapters,
+            UNSEEN_SEED + seed,
+            "unseen" if number % 2 else "seen",
+            changes_after=CHANGE,
+        )
+        for number in range(STUDENTS)
+    ]
+    arms = arms_of(students, seed=seed, level=level)
+    exercises = draw_exercises(chapters, split, exercises_per_chapter, seed)
+    moments = draw_moments(arms, exercises, seed)
+    arms.shift_times(moments)
+
+    other_states: dict[tuple[str, str], SupportLevel] = {}
+    probing = probe(arms, moments, seed, other_states)
+    probing += follow_evidence(arms, exercises, EVIDENCE, "after", seed)
+    novel = draw_exercises(chapters, split, exercises_per_chapter, seed, "novel")
+    probing += [
+        Cell(moment, replace(arms.show(moment, "own"), arm="novel"), 0.0)
+        for moment in draw_moments(arms, novel, seed)
+    ]
+    for name, half_life_days in (("changed", None), ("forgetting", HALF_LIFE_DAYS)):
+        remembering = arms_of(changing, seed=seed, level=level, half_life_days=half_life_days)
+        times = [CHANGE + since for since in SINCE_CHANGE]
+        probing += follow_evidence(remembering, exercises, times, name, seed, start=CHANGE)
+
+    common = [
+        Cell(moment, arms.show(moment, arm), temperature)
+        for temperature in (0.0, 1.0)
+        for arm in ("own", "none")
+        for moment in moments
+    ]
+    bayes = {
+        (student.student_id, count): tell_needs(
+            student.profile, likely_needs(student.profile, student.history[:count], chapters)
+        )
+        for student in students
+        for count in {*EVIDENCE, *MOMENTS}
+    }
+    return HeldOut(
+        students=students,
+        truths={student.student_id: student.truth for student in (*students, *changing)},
+        common=common,
+        probing=probing,
+        instructed=[instruct(moment, arms.truths) for moment in moments],
+        bayes=bayes,
+        other_states=other_states,
+    )
+
+
+def draw_exercises(
+    chapters: Sequence[Chapter], split: str, exercises_per_chapter: int, seed: int, wording: str = "usual"
+) -> list[Exercise]:
+    """Exercises of all chapters; arguments as in `generate_exercises`."""
+    return [
+        exercise
+        for chapter in chapters
+        for exercise in generate_exercises(chapter, split, exercises_per_chapter, seed, wording)
+    ]
+
+
+def time_after(arms: MemoryArms, student: str, count: int) -> str:
+    """The moment at which a student has had so many interactions."""
+    history = arms.histories[student]
+    return history[count].time if count < len(history) else END
+
+
+def draw_moments(arms: MemoryArms, exercises: Sequence[Exercise], seed: int) -> list[Moment]:
+    """Each exercise for three students who differ in its skill: each level of support is needed alike.
+
+    A moment's `number` is the student's interactions times 1000, and which of its moments it is.
+    """
+    rng = random.Random(f"cells {seed}")
+    moments: list[Moment] = []
+    for exercise in exercises:
+        able = [(student, count) for student in arms.profiles for count in MOMENTS]
+        rng.shuffle(able)
+        asked: set[str] = set()
+        for wanted in SUPPORT_LEVELS:
+            for student, count in able:
+                as_of = time_after(arms, student, count)
+                mastery = arms.mastery(student, as_of).get(exercise.skill)
+                if student not in asked and mastery is not None and support_target(mastery) == wanted:
+                    asked.add(student)
+                    number = 1000 * count + len(moments)
+                    moments.append(arms.moment(student, question_of(exercise), as_of, number))
+                    break
+    return moments
+
+
+def probe(
+    arms: MemoryArms, moments: Sequence[Moment], seed: int, other_states: dict[tuple[str, str], SupportLevel]
+) -> list[Cell]:
+    """What else a prompt could show at these moments; fills in `other_states`."""
+    rng = random.Random(f"interventions {seed}")
+    cells = []
+    for moment in moments:
+        own = arms.show(moment, "own")
+        cells.append(Cell(moment, replace(own, arm="own_256", tokens=LARGE_BUDGET), 0.0))
+        cells.append(Cell(moment, arms.show(moment, "shuffled"), 0.0))
+        if arms.can_show(moment, "time_shuffled"):
+            cells.append(Cell(moment, arms.show(moment, "time_shuffled"), 0.0))
+
+        level = rng.choice(
+            [level for level in SUPPORT_LEVELS if level != support_target(moment.skill_mastery)]
+        )
+        other_states[moment.student_id, moment.question.id] = level
+        cells.append(Cell(moment, tell_other_state(own, moment, level, rng), 0.0))
+
+        # what a memory may do wrong, beside a second answer without memory
+        long_ago = time_after(arms, moment.student_id, STALE_AFTER)
+        stale = replace(arms.show(replace(moment, as_of=long_ago), "own"), arm="stale")
+        for memory in (arms.show(moment, "random"), stale, state_wrong_answer(own, moment)):
+            cells.append(Cell(moment, memory, 1.0, sample=1))
+        cells.append(Cell(moment, arms.show(moment, "none"), 1.0, sample=1))
+    return cells
+
+
+def tell_other_state(
+    own: StudentMemory, moment: Moment, level: SupportLevel, rng: random.Random
+) -> StudentMemory:
+    """The memory with another line about the skill at hand."""
+    line, _ = draw_skill_line(moment.question.skill, rng, level)
+    lines = [line if shown.startswith("Skill at hand, ") else shown for shown in own.lines]
+    return replace(own, arm="other_state", lines=tuple(lines))
+
+
+def state_wrong_answer(own: StudentMemory, moment: Moment) -> StudentMemory:
+    """The memory after a line with a wrong answer to this very question."""
+    answer = moment.question.gold_solution.rpartition("#### ")[2]
+    line = f'Past exercise: "{moment.question.question}" The answer was {int(answer) + 10}.'
+    return replace(own, arm="wrong", lines=(line, *own.lines), tokens=2 * LARGE_BUDGET)
+
+
+def follow_evidence(
+    arms: MemoryArms,
+    exercises: Sequence[Exercise],
+    counts: Sequence[int],
+    name: str,
+    seed: int,
+    start: int = 0,
+) -> list[Cell]:
+    """Every exercise for one student, after so many interactions each time.
+
+    Args:
+        start: interactions that the condition's name does not count.
+    """
+    rng = random.Random(f"evidence {seed}")
+    students = sorted(arms.profiles)
+    cells = []
+    for exercise in exercises:
+        student, question = rng.choice(students), question_of(exercise)
+        for count in counts:
+            as_of = time_after(arms, student, count)
+            moment = arms.moment(student, question, as_of, number=1000 * count)
+            memory = replace(arms.show(moment, "own"), arm=f"{name}_{count - start}")
+            cells.append(Cell(moment, memory, 0.0))
+    return cells
+
+
+def instruct(moment: Moment, truths: dict[str, Profile]) -> Cell:
+    """The question, and after it what the student needs, in the words of a record; no memory."""
+    needs = needs_of(truths[moment.student_id])
+    assert needs is not None
+    wishes = f"What worked best: {STYLE_IN_WORDS[needs.style]}; {HINT_IN_WORDS[needs.hint]}."
+    question = replace(moment.question, question=f"{moment.question.question} {wishes}")
+    return Cell(replace(moment, question=question), StudentMemory("instructed"), 0.0)

@@ -1,0 +1,114 @@
+"""What the experiment asks: students nobody trained for, balanced states, and nothing of the future."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from cot.utils.students import SUPPORT_LEVELS
+from cot.utils.support import support_target
+from cot.utils.textbook import load_chapters
+from rl.conditions import CHANGE, EVIDENCE, SINCE_CHANGE, hold_out
+from rl.lessons import CHAPTERS
+from rl.student_model import combinations, needs_of
+
+COURSE = load_chapters()[: len(CHAPTERS)]
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return hold_out(COURSE, "test", exercises_per_chapter=4)
+
+
+def cells_of(held_out, condition):
+    return [cell for cell in held_out.common + held_out.probing if cell.memory.arm == condition]
+
+
+def counted(lines) -> int:
+    """Explanations that a record's lines count, by style."""
+    told = " ".join(line for line in lines if line.startswith("What worked"))
+    styles = re.sub(r"(a hint first|no hint) \(\d+ of \d+ right\)", "", told)
+    return sum(int(number) for number in re.findall(r"of (\d+) right", styles))
+
+
+def test_half_of_the_students_need_a_pair_that_no_training_has(held_out):
+    seen, unseen = combinations("seen"), combinations("unseen")
+    needs = {student: needs_of(truth) for student, truth in held_out.truths.items()}
+    assert Counter(found in unseen for found in needs.values()) == {True: 60, False: 60}
+    assert all(found in (seen if student[0] == "S" else unseen) for student, found in needs.items())
+
+
+def test_the_splits_share_neither_exercises_nor_students(held_out):
+    confirm = hold_out(COURSE, "confirm", exercises_per_chapter=4)
+    asked, held = ({cell.moment.question.question for cell in one.common} for one in (confirm, held_out))
+    assert asked.isdisjoint(held)
+    assert {c.memory.lines for c in cells_of(confirm, "own")}.isdisjoint(
+        c.memory.lines for c in cells_of(held_out, "own")
+    )
+
+
+def test_every_level_of_support_is_needed_alike(held_out):
+    own = [cell.moment for cell in held_out.common if cell.memory.arm == "own" and cell.temperature == 0]
+    found = Counter(support_target(moment.skill_mastery) for moment in own)
+    assert set(found.values()) == {20} and set(found) == set(SUPPORT_LEVELS)
+    assert all(moment.skill_mastery is not None for moment in own)
+    keys = [
+        (c.moment.student_id, c.moment.question.id, c.memory.arm, c.temperature, c.sample)
+        for c in held_out.common + held_out.probing
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("condition", "interactions"),
+    [(f"after_{count}", count) for count in EVIDENCE]
+    + [(f"{name}_{since}", CHANGE + since) for name in ("changed", "forgetting") for since in SINCE_CHANGE],
+)
+def test_a_memory_counts_what_has_happened_and_no_more(held_out, condition, interactions):
+    cells = cells_of(held_out, condition)
+    assert len(cells) == 20
+    for cell in cells:
+        assert counted(cell.memory.lines) == interactions
+        assert cell.moment.number == 1000 * interactions
+
+
+def test_the_same_students_and_exercises_are_asked_at_each_amount_of_evidence(held_out):
+    asked = {
+        condition: [(c.moment.student_id, c.moment.question.id) for c in cells_of(held_out, condition)]
+        for condition in (f"after_{count}" for count in EVIDENCE)
+    }
+    assert len(set(map(tuple, asked.values()))) == 1
+    assert held_out.bayes.keys() >= {(s, n) for s, _ in asked["after_0"] for n in EVIDENCE}
+
+
+def test_no_need_stands_in_a_prompt_as_a_wish(held_out):
+    for cell in held_out.common + held_out.probing:
+        text = " ".join(cell.memory.lines)
+        assert "Explanation style" not in text and "Prefers" not in text
+    instructed = held_out.instructed[0]
+    assert instructed.memory.lines == () and "What worked best" in instructed.moment.question.question
+
+
+def test_another_state_changes_the_skills_line_alone(held_out):
+    own = {
+        (c.moment.student_id, c.moment.question.id): c.memory.lines
+        for c in cells_of(held_out, "own")
+        if c.temperature == 0
+    }
+    labels = {"worked_out": "struggling", "guided": ("in progress", "new"), "brief": "mastered"}
+    for cell in cells_of(held_out, "other_state"):
+        key = cell.moment.student_id, cell.moment.question.id
+        level = held_out.other_states[key]
+        assert level != support_target(cell.moment.skill_mastery)
+        pairs = zip(own[key], cell.memory.lines, strict=True)
+        (changed,) = [new for old, new in pairs if old != new]
+        assert changed.removeprefix("Skill at hand, ").startswith(labels[level])
+        assert cell.moment.question.skill.replace("_", " ") in changed
+
+
+def test_a_wrong_memory_states_a_wrong_answer_and_a_stale_one_is_old(held_out):
+    for cell in cells_of(held_out, "wrong"):
+        stated = re.search(r"The answer was (\d+)\.$", cell.memory.lines[0])[1]
+        assert stated != cell.moment.question.gold_solution.rpartition("#### ")[2]
+        assert cell.moment.question.question in cell.memory.lines[0]
+    assert {counted(cell.memory.lines) for cell in cells_of(held_out, "stale")} == {5}
