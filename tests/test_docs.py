@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import long_context, only, read_strictly, run_here
 
-from cot.utils.cli import COT_PROMPT, PROFILES_DIR, REPO_ROOT
+from cot.utils.cli import COT_PROMPT, REPO_ROOT
 from cot.utils.textbook import load_chapters
 from rl.settings import PRESETS
 
@@ -26,10 +26,10 @@ ROOM_OF = {  # the README that documents a script's flags
     "evaluate_rl.py": "rl",
 }
 BENCHMARKS = ("tests/bench_engine.py", "tests/bench_prompts.py", "tests/bench_retrieval.py")
-STUDENTS = ("S002", "S005")
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 # Keys that are data: whose record, of which chapter, by which policy.
 NAMES = {*(chapter.id for chapter in load_chapters()), "S002", "S003", "S005", "base", "ipo"}
+NAMES |= {"S0000", "S0002", "U0001"}  # generated students
 
 
 def parser_of(script: str) -> argparse.ArgumentParser:
@@ -85,6 +85,7 @@ def keys_of(value) -> set[str]:
     names = {key for key in value if key not in NAMES and not key.startswith("/") and "@" not in key}
     names = {re.sub(r"^rewards/\w+/", "rewards/<part>/", name) for name in names}
     names = {re.sub(r"^pass_at_[2-9]$", "pass_at_<k>", name) for name in names}
+    names = {re.sub(r"_(first|second)_half$", "", name) for name in names}
     return names.union(*map(keys_of, value.values()))
 
 
@@ -219,14 +220,10 @@ def test_the_jq_lines_of_the_sweeps_run(sweep):
 def experiment(tiny_tutor, tmp_path_factory) -> Path:
     """An experiment of one training of one step, in the folder `ipo_0`."""
     folder = tmp_path_factory.mktemp("experiment")
-    (folder / "school" / "memory").mkdir(parents=True)
-    for student in STUDENTS:
-        shutil.copy(PROFILES_DIR / f"{student}.json", folder / "school")
-        shutil.copy(PROFILES_DIR / "memory" / f"{student}.jsonl", folder / "school" / "memory")
-    flags = ["--model_name", tiny_tutor, "--profiles_dir", folder / "school", "--output_dir", folder]
+    flags = ["--model_name", tiny_tutor, "--output_dir", folder, "--split", "test"]
     flags += ["--arms", "ipo", "--seeds", 0, "--max_steps", 1, "--exercises_per_chapter", 1]
     module = importlib.import_module("rl.run_experiment")
-    code, _, stderr = run_here(module.main, *flags, "--temperatures", "0.0")
+    code, _, stderr = run_here(module.main, *flags)
     assert code == 0, stderr
     return folder
 
@@ -234,7 +231,7 @@ def experiment(tiny_tutor, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def evaluation(experiment) -> Path:
     """The results of an evaluation of that training and its base."""
-    flags = ["--trained", experiment / "ipo_0", "--profiles_dir", experiment / "school", "--device", "cpu"]
+    flags = ["--trained", experiment / "ipo_0", "--students", "generated:3", "--device", "cpu"]
     flags += ["--chapters", "addition", "--exercises_per_chapter", 2, "--practice", 1]
     flags += ["--max_new_tokens", 24, "--output_dir", experiment]
     module = importlib.import_module("evaluate_rl")
@@ -262,10 +259,13 @@ def test_every_file_of_a_training_run_is_documented(experiment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pattern", ["results_temp_*.json", "summary_*.json"])
+@pytest.mark.parametrize(
+    "pattern", ["results_temp_0.0_*.json", "summary_*.json", "closed_loop/summary_*.json"]
+)
 def test_every_key_of_an_experiment_is_documented(experiment, pattern):
     (path,) = experiment.glob(pattern)
-    assert undocumented(read_strictly(path), section_of("rl/run_experiment.py"), read("cot")) == []
+    sections = section_of("rl/run_experiment.py"), section_of("evaluate_rl.py"), read("cot")
+    assert undocumented(read_strictly(path), *sections) == []
 
 
 @pytest.mark.slow

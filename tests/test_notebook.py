@@ -21,7 +21,7 @@ def test_the_samples_are_small_result_files():
         assert list(SAMPLES.glob(pattern))
     for path in SAMPLES.rglob("*.json"):
         document = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
-        assert document["status"] == "success" and document["schema_version"] == 2
+        assert document["status"] == "success" and document["schema_version"] == 3
         assert list(document)[-1] == "results" and document["results"]
     assert sum(path.stat().st_size for path in SAMPLES.rglob("*") if path.is_file()) < 900_000
 
