@@ -119,12 +119,14 @@ def fill_from_run(args: argparse.Namespace, policies) -> None:
 def choose_students(args: argparse.Namespace) -> tuple[dict, dict, dict]:
     """Profiles of those to follow, what their logs hold, and the profiles against which texts are judged.
 
+    Who walks through the textbook begins anew: its log is not read.
+
     Raises:
         UserError: no such profile, or too few for the arm `shuffled`.
     """
     from rl.moments import load_students
 
-    profiles, histories, truths = load_students(args, unseen=True)
+    profiles, histories, truths = load_students(args, unseen=True, with_logs=args.dataset != "textbook")
     if "shuffled" in args.memory and len(profiles) < 2:
         raise UserError("--memory shuffled: needs a second student whose memory can stand in")
     return profiles, histories, truths

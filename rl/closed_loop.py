@@ -102,17 +102,17 @@ def start_walk(truths: Mapping[str, Profile], chapters: Sequence[Chapter], seed:
 
 
 def draw_course(
-    chapters: Sequence[Chapter], exercises_per_chapter: int, seed: int, split: str = "test"
+    chapters: Sequence[Chapter],
+    exercises_per_chapter: int,
+    seed: int,
+    split: str = "test",
+    wording: str = "usual",
 ) -> list[Exercise]:
-    """The exercises, chapter by chapter, the same for every student and tutor.
-
-    Args:
-        split: of their templates.
-    """
+    """Exercises of all chapters, in their order; further arguments as in `generate_exercises`."""
     return [
         exercise
         for chapter in chapters
-        for exercise in generate_exercises(chapter, split, exercises_per_chapter, seed)
+        for exercise in generate_exercises(chapter, split, exercises_per_chapter, seed, wording)
     ]
 
 

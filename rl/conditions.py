@@ -22,11 +22,12 @@ from cot.utils.memory_arms import MemoryArms, Moment, StudentMemory
 from cot.utils.questions import question_of
 from cot.utils.students import END, HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, Profile, SupportLevel
 from cot.utils.support import support_target
-from cot.utils.textbook import Chapter, Exercise, generate_exercises
+from cot.utils.textbook import Chapter, Exercise
 from rl.bayes_choice import likely_needs
+from rl.closed_loop import draw_course
 from rl.lessons import draw_skill_line
 from rl.moments import UNSEEN_SEED, arms_of
-from rl.student_model import SimulatedStudent, generate_student, needs_of, tell_needs
+from rl.student_model import SimulatedStudent, generate_unseen, needs_of, tell_needs
 
 HELD_OUT_SEED = 3_000_017  # of exercises and students: the same for all arms and seeds
 STUDENTS = 60  # of each population, half of them with pairs of needs that no training has
@@ -40,7 +41,7 @@ STALE_AFTER = 5  # interactions, as of which a memory is stale
 
 
 @dataclass(frozen=True)
-class Cell:
+class Asking:
     """A prompt to be answered.
 
     Attributes:
@@ -70,9 +71,9 @@ class HeldOut:
 
     students: list[SimulatedStudent]
     truths: dict[str, Profile]
-    common: list[Cell]
-    probing: list[Cell]
-    instructed: list[Cell]
+    common: list[Asking]
+    probing: list[Asking]
+    instructed: list[Asking]
     bayes: dict[tuple[str, int], Profile]
     other_states: dict[tuple[str, str], SupportLevel]
 
@@ -87,31 +88,20 @@ def hold_out(
         level: of memory; at the level `stated` the students say what they need.
     """
     seed = HELD_OUT_SEED + (split == "confirm")  # the students are others, too
-    students = [
-        generate_student(number, chapters, UNSEEN_SEED + seed, "unseen" if number % 2 else "seen")
-        for number in range(STUDENTS)
-    ]
-    changing = [
-        generate_student(
-            STUDENTS + number,
-            chapters,
-            UNSEEN_SEED + seed,
-            "unseen" if number % 2 else "seen",
-            changes_after=CHANGE,
-        )
-        for number in range(STUDENTS)
-    ]
+    population = UNSEEN_SEED + seed
+    students = generate_unseen(STUDENTS, chapters, population)
+    changing = generate_unseen(STUDENTS, chapters, population, first=STUDENTS, changes_after=CHANGE)
     arms = arms_of(students, seed=seed, level=level)
-    exercises = draw_exercises(chapters, split, exercises_per_chapter, seed)
+    exercises = draw_course(chapters, exercises_per_chapter, seed, split)
     moments = draw_moments(arms, exercises, seed)
     arms.shift_times(moments)
 
     other_states: dict[tuple[str, str], SupportLevel] = {}
     probing = probe(arms, moments, seed, other_states)
     probing += follow_evidence(arms, exercises, EVIDENCE, "after", seed)
-    novel = draw_exercises(chapters, split, exercises_per_chapter, seed, "novel")
+    novel = draw_course(chapters, exercises_per_chapter, seed, split, wording="novel")
     probing += [
-        Cell(moment, replace(arms.show(moment, "own"), arm="novel"), 0.0)
+        Asking(moment, replace(arms.show(moment, "own"), arm="novel"), 0.0)
         for moment in draw_moments(arms, novel, seed)
     ]
     for name, half_life_days in (("changed", None), ("forgetting", HALF_LIFE_DAYS)):
@@ -120,7 +110,7 @@ def hold_out(
         probing += follow_evidence(remembering, exercises, times, name, seed, start=CHANGE)
 
     common = [
-        Cell(moment, arms.show(moment, arm), temperature)
+        Asking(moment, arms.show(moment, arm), temperature)
         for temperature in (0.0, 1.0)
         for arm in ("own", "none")
         for moment in moments
@@ -141,17 +131,6 @@ def hold_out(
         bayes=bayes,
         other_states=other_states,
     )
-
-
-def draw_exercises(
-    chapters: Sequence[Chapter], split: str, exercises_per_chapter: int, seed: int, wording: str = "usual"
-) -> list[Exercise]:
-    """Exercises of all chapters; arguments as in `generate_exercises`."""
-    return [
-        exercise
-        for chapter in chapters
-        for exercise in generate_exercises(chapter, split, exercises_per_chapter, seed, wording)
-    ]
 
 
 def time_after(arms: MemoryArms, student: str, count: int) -> str:
@@ -185,29 +164,29 @@ def draw_moments(arms: MemoryArms, exercises: Sequence[Exercise], seed: int) -> 
 
 def probe(
     arms: MemoryArms, moments: Sequence[Moment], seed: int, other_states: dict[tuple[str, str], SupportLevel]
-) -> list[Cell]:
+) -> list[Asking]:
     """What else a prompt could show at these moments; fills in `other_states`."""
     rng = random.Random(f"interventions {seed}")
     cells = []
     for moment in moments:
         own = arms.show(moment, "own")
-        cells.append(Cell(moment, replace(own, arm="own_256", tokens=LARGE_BUDGET), 0.0))
-        cells.append(Cell(moment, arms.show(moment, "shuffled"), 0.0))
+        cells.append(Asking(moment, replace(own, arm="own_256", tokens=LARGE_BUDGET), 0.0))
+        cells.append(Asking(moment, arms.show(moment, "shuffled"), 0.0))
         if arms.can_show(moment, "time_shuffled"):
-            cells.append(Cell(moment, arms.show(moment, "time_shuffled"), 0.0))
+            cells.append(Asking(moment, arms.show(moment, "time_shuffled"), 0.0))
 
         level = rng.choice(
             [level for level in SUPPORT_LEVELS if level != support_target(moment.skill_mastery)]
         )
         other_states[moment.student_id, moment.question.id] = level
-        cells.append(Cell(moment, tell_other_state(own, moment, level, rng), 0.0))
+        cells.append(Asking(moment, tell_other_state(own, moment, level, rng), 0.0))
 
         # what a memory may do wrong, beside a second answer without memory
         long_ago = time_after(arms, moment.student_id, STALE_AFTER)
         stale = replace(arms.show(replace(moment, as_of=long_ago), "own"), arm="stale")
         for memory in (arms.show(moment, "random"), stale, state_wrong_answer(own, moment)):
-            cells.append(Cell(moment, memory, 1.0, sample=1))
-        cells.append(Cell(moment, arms.show(moment, "none"), 1.0, sample=1))
+            cells.append(Asking(moment, memory, 1.0, sample=1))
+        cells.append(Asking(moment, arms.show(moment, "none"), 1.0, sample=1))
     return cells
 
 
@@ -234,7 +213,7 @@ def follow_evidence(
     name: str,
     seed: int,
     start: int = 0,
-) -> list[Cell]:
+) -> list[Asking]:
     """Every exercise for one student, after so many interactions each time.
 
     Args:
@@ -249,14 +228,14 @@ def follow_evidence(
             as_of = time_after(arms, student, count)
             moment = arms.moment(student, question, as_of, number=1000 * count)
             memory = replace(arms.show(moment, "own"), arm=f"{name}_{count - start}")
-            cells.append(Cell(moment, memory, 0.0))
+            cells.append(Asking(moment, memory, 0.0))
     return cells
 
 
-def instruct(moment: Moment, truths: dict[str, Profile]) -> Cell:
+def instruct(moment: Moment, truths: dict[str, Profile]) -> Asking:
     """The question, and after it what the student needs, in the words of a record; no memory."""
     needs = needs_of(truths[moment.student_id])
     assert needs is not None
     wishes = f"What worked best: {STYLE_IN_WORDS[needs.style]}; {HINT_IN_WORDS[needs.hint]}."
     question = replace(moment.question, question=f"{moment.question.question} {wishes}")
-    return Cell(replace(moment, question=question), StudentMemory("instructed"), 0.0)
+    return Asking(replace(moment, question=question), StudentMemory("instructed"), 0.0)

@@ -24,8 +24,9 @@ from cot.utils.comparisons import (
 from cot.utils.fidelity import constraint_report
 from cot.utils.stats import Interval, clustered_mean, clustered_share
 from rl.closed_loop import MODELLESS
-from rl.conditions import CHANGE, HeldOut
+from rl.conditions import CHANGE, LARGE_BUDGET, HeldOut
 from rl.report import negate, render_table, show_interval, show_number
+from rl.settings import PRESETS
 
 MEASURES = {  # key of a record, by name in the table
     "accuracy": "correct",
@@ -143,7 +144,7 @@ def list_hypotheses(arms: Sequence[str], level: str = "history") -> list[Hypothe
         claim = "IPO's accuracy is at most 3 points below that of no_memory"
         other = Side("no_memory", "none")
         found.append(Hypothesis("f", claim, "accuracy", own, other, above=-ACCURACY_LOSS))
-    for condition, tokens in (("own", 48), ("own_256", 256)):
+    for condition, tokens in (("own", PRESETS["cpu"]["memory_tokens"]), ("own_256", LARGE_BUDGET)):
         claim = f"own memory of {tokens} tokens costs IPO at most 3 points of accuracy"
         one = Side("ipo", condition)
         found.append(Hypothesis("f", claim, "accuracy", one, none, above=-ACCURACY_LOSS))
@@ -344,6 +345,16 @@ def judge_walks(walks: Mapping[str, Sequence[dict]], trained: Mapping[str, tuple
     return {"walks": rows, "learning": learning}
 
 
+def follow_curve(table: Sequence[Mapping], prefix: str) -> dict[int, Mapping]:
+    """IPO's rows of the conditions that begin alike, such as `after_`, in order, by their interactions."""
+    found = {
+        int(row["memory_arm"].removeprefix(prefix)): row
+        for row in table
+        if row["arm"] == "ipo" and row["memory_arm"].startswith(prefix)
+    }
+    return dict(sorted(found.items()))
+
+
 def render_experiment(summary: Mapping, config: Mapping) -> str:
     """The experiment as Markdown: arms, what a prompt shows, evidence, changed needs, hypotheses.
 
@@ -384,8 +395,7 @@ def render_experiment(summary: Mapping, config: Mapping) -> str:
         ("changed_", f"IPO: needs that changed after {CHANGE} interactions, by interactions since"),
         ("forgetting_", "IPO: the same with forgetting"),
     ):
-        found = [row for row in ipo if row["memory_arm"].startswith(prefix)]
-        found.sort(key=lambda row: int(row["memory_arm"].removeprefix(prefix)))
+        found = list(follow_curve(rows, prefix).values())
         shown = ("accuracy", "fidelity", "style", "hint", "achievable")
         add_table(title, found, "memory_arm", shown if prefix == "after_" else shown[:-1])
 

@@ -324,8 +324,10 @@ def draw_wishes(skill: str, rng: random.Random) -> tuple[str, dict]:
     wishes: dict[str, Any] = {}
     if rng.random() < 0.65:
         style, hint = rng.choice(list(STYLE_IN_WORDS)), rng.random() < 0.5
-        tell = _tell_record if rng.random() < 0.6 else _tell_wishes
-        lines += tell(style, hint, wishes, rng)
+        if rng.random() < 0.6:
+            lines += _tell_record(style, hint, rng)
+        else:
+            lines += _tell_wishes(style, hint, wishes, rng)
         said = " ".join(lines).partition("What worked less")[0]
         wishes |= {"style": style} if STYLE_IN_WORDS[style] in said else {}
         wishes |= {"hint": hint} if HINT_IN_WORDS[hint] in said else {}
@@ -341,7 +343,7 @@ def draw_wishes(skill: str, rng: random.Random) -> tuple[str, dict]:
     return " ".join(lines), wishes
 
 
-def _tell_record(style: str, hint: bool, _wishes: dict, rng: random.Random) -> list[str]:
+def _tell_record(style: str, hint: bool, rng: random.Random) -> list[str]:
     """Lines of a record in which this style and this hint were best; now and then only one of them."""
 
     def tried(values, best) -> tuple[Tried, ...]:

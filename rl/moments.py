@@ -33,12 +33,13 @@ from rl.student_model import (
     SimulatedStudent,
     Student,
     generate_student,
+    generate_unseen,
     needs_of,
     student_grade,
 )
 
 MOMENT_EVERY = 4  # exercises of a log between two moments at which training takes its memory
-INTERACTIONS_PER_CHAPTER = 20  # of generated students: at most of their moments the history tells something
+LONG_HISTORY = 20  # interactions a chapter: at most of a student's moments they tell something
 UNSEEN_SEED = 1_000_000  # added to the seed of students whom no training has met
 DRAWS = 8  # of a moment at which a student needs the level of support that is wanted
 OTHER_STUDENTS = 3  # with whom `memory_margin` compares
@@ -73,7 +74,7 @@ def load_arms(args: argparse.Namespace) -> MemoryArms:
 
 
 def load_students(
-    args: argparse.Namespace, unseen: bool = False
+    args: argparse.Namespace, unseen: bool = False, with_logs: bool = True
 ) -> tuple[dict[str, Profile], dict[str, Sequence[Interaction]], dict[str, Profile]]:
     """Profiles, histories, and the profiles against which texts are judged, by student id.
 
@@ -81,18 +82,21 @@ def load_students(
         args: `students, profiles_dir, seed, memory_level`; `generated:N` makes N students from the seed.
         unseen: of generated students, others than the seed gives a training; half of them with pairs of needs
             that no training has.
+        with_logs: read what the students' logs hold; without, the histories are empty.
 
     Raises:
         UserError: no such profile, or not a number behind `generated:`.
     """
     if count := count_generated(args.students):
-        seed = args.seed + UNSEEN_SEED if unseen else args.seed
-        pairs = ["unseen" if unseen and number % 2 else "seen" for number in range(count)]
         chapters = load_chapters()[:GENERATED_CHAPTERS]
-        found = [
-            generate_student(number, chapters, seed, pair, INTERACTIONS_PER_CHAPTER)
-            for number, pair in enumerate(pairs)
-        ]
+        if unseen:
+            seed = args.seed + UNSEEN_SEED
+            found = generate_unseen(count, chapters, seed, interactions_per_chapter=LONG_HISTORY)
+        else:
+            found = [
+                generate_student(number, chapters, args.seed, interactions_per_chapter=LONG_HISTORY)
+                for number in range(count)
+            ]
         return describe_students(found, args.memory_level)
 
     profiles = load_profiles(args.profiles_dir)
@@ -101,7 +105,7 @@ def load_students(
     truths = load_truths(args.profiles_dir, profiles)
     return (
         {name: profiles[name] for name in names},
-        {name: log.read(name) for name in names},
+        {name: log.read(name) if with_logs else [] for name in names},
         {name: truths[name] for name in names},
     )
 

@@ -255,7 +255,7 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.runner import Run
     from cot.utils.textbook import pick_chapters
     from rl.conditions import hold_out
-    from rl.effects import add_measures, judge_walks, render_experiment, summarize
+    from rl.effects import add_measures, follow_curve, judge_walks, render_experiment, summarize
 
     # who is asked what, and the policies that answer
     folder, base = writable_dir(args.output_dir), resolve_model(args.model_name)
@@ -299,7 +299,9 @@ def run(args: argparse.Namespace) -> int:
     report = render_experiment(document["summary"] | judge_walks(walks, trained), document["config"])
     (folder / "experiment.md").write_text(report, encoding="utf-8")
     draw_experiment_curves(folders, folder / "curves.png")
-    draw_evidence(document["summary"]["table"], folder / "evidence.png")
+    table = document["summary"]["table"]
+    curves = {prefix: follow_curve(table, prefix) for prefix in ("after_", "changed_", "forgetting_")}
+    draw_evidence(curves, folder / "evidence.png")
     print(f"{report}\n{path}")
     return experiment.exit_code
 

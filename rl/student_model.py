@@ -317,6 +317,22 @@ def generate_student(
     return SimulatedStudent(profile, tell_needs(profile, student.needs), tuple(history))
 
 
+def generate_unseen(
+    count: int, chapters: Sequence[Chapter], seed: int, first: int = 0, **settings
+) -> list[SimulatedStudent]:
+    """Students of whom every second one has a pair of needs that no training has.
+
+    Args:
+        first: number of the first.
+        settings: further arguments of `generate_student`.
+    """
+    pairs = [("seen", "unseen")[number % 2] for number in range(count)]
+    return [
+        generate_student(first + number, chapters, seed, pair, **settings)
+        for number, pair in enumerate(pairs)
+    ]
+
+
 def tell_needs(profile: Profile, needs: Needs) -> Profile:
     """The profile with its needs as wishes: for judging texts, never for a prompt."""
     wishes = {"explanation_style": needs.style, "learning_preferences": [HINT_IN_WORDS[needs.hint]]}

@@ -352,24 +352,22 @@ def draw_experiment_curves(runs: Mapping[tuple[str, int], Path], path: Path) -> 
     return save_figure(figure, path)
 
 
-def draw_evidence(table: Sequence[Mapping], path: Path) -> Path:
+def draw_evidence(curves: Mapping[str, Mapping[int, Mapping]], path: Path) -> Path:
     """IPO's fidelity against past interactions, and against those since a student's needs have changed.
 
     Args:
-        table: of `rl.effects.summarize`.
+        curves: `after_`, `changed_` and `forgetting_`, each a row of measures by interactions.
     """
     figure, axes = new_figure(2, width=12)
-    curves = (
+    drawn = (
         (axes[0], "after_", "fidelity", "IPO"),
         (axes[0], "after_", "achievable", "Bayes choice"),
         (axes[1], "changed_", "fidelity", "IPO"),
         (axes[1], "forgetting_", "fidelity", "IPO, old interactions weigh less"),
     )
-    for number, (axis, prefix, measure, label) in enumerate(curves):
-        rows = [row for row in table if row["arm"] == "ipo" and row["memory_arm"].startswith(prefix)]
-        rows.sort(key=lambda row: int(row["memory_arm"].removeprefix(prefix)))
-        places = [int(row["memory_arm"].removeprefix(prefix)) for row in rows]
-        plot_intervals(axis, places, [row[measure] for row in rows], number, label, line=True)
+    for number, (axis, prefix, measure, label) in enumerate(drawn):
+        cells = [row[measure] for row in curves[prefix].values()]
+        plot_intervals(axis, list(curves[prefix]), cells, number, label, line=True)
 
     axes[0].set(xlabel="past interactions of the student", title="Evidence")
     axes[1].set(xlabel="interactions since its needs changed", title="Changed needs")
