@@ -293,7 +293,11 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
     # who learns what
     chapters = pick_chapters(args.chapters)
     course = draw_course(chapters, args.exercises_per_chapter, args.seed)
-    start_walk(truths, chapters, args.seed)  # students without needs end here
+
+    def start() -> list:
+        return start_walk(truths, chapters, args.seed, args.practice * args.exercises_per_chapter)
+
+    start()  # students without needs end here
     scorers, device = load_scorers(), str(pick_device(args.device))
     count = len(policies) * len(course) * len(profiles)
     print(f"data:     textbook test, {len(course)} exercises for {len(profiles)} students")
@@ -309,6 +313,7 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
         folder=folder,
         identity={
             "course": [exercise.id for exercise in course],
+            "practice": args.practice,
             "policies": [[policy.name, policy.source.revision, arm_of(policy)] for policy in policies],
             "level": [args.memory_level, args.top_k, args.min_similarity, args.memory_half_life],
         },
@@ -317,7 +322,7 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
         walks = teach_all(
             evaluation,
             policies,
-            start=lambda: start_walk(truths, chapters, args.seed),
+            start=start,
             course=course,
             remember=lambda histories: remember(args, profiles, truths, histories, scorers.embedder),
         )

@@ -1,10 +1,11 @@
 """The closed loop: what a tutor writes is what its students get, and what they then do is what it remembers.
 
-Students go through the textbook's test exercises in lockstep. Before each the tutor explains, to each student
-with its memory as of then. The manner of the text is recognised by the checks, decides how likely the student
-is to be right and to learn, and enters its memory. Nothing of an explanation with a wrong answer reaches the
-student. Beside the policies explain two tutors without a model: `random` draws every manner, `oracle` knows
-what each student needs and how much it has mastered.
+Before it the students practise on train exercises, each explained in a manner drawn at random: that is what
+a tutor can know of them when it begins. Then they go through the test exercises in lockstep. The tutor
+explains each one, to each student with its memory as of then. The manner of the text is recognised by the
+checks, decides how likely the student is to be right and to learn, and enters its memory. Nothing of an
+explanation with a wrong answer reaches the student. Beside the policies explain two tutors without a model:
+`random` draws every manner, `oracle` knows what each student needs and how much it has mastered.
 
 All tutors meet the same students and exercises. Nothing here is rewarded in training: learning is measured on
 what the student knows, which no prompt and no record shows.
@@ -84,8 +85,14 @@ def arm_of(policy: Policy) -> str:
     return "none" if policy.config.get("memory") == "none" else "own"
 
 
-def start_walk(truths: Mapping[str, Profile], chapters: Sequence[Chapter], seed: int) -> list[Learner]:
+def start_walk(
+    truths: Mapping[str, Profile], chapters: Sequence[Chapter], seed: int, practice: int = 0
+) -> list[Learner]:
     """Every student at its beginning, the same for each tutor.
+
+    Args:
+        practice: train exercises of each chapter that it worked on before, each explained in a manner drawn
+            at random; what it learned from them is no gain of the walk.
 
     Raises:
         UserError: it is not known what a student needs.
@@ -95,10 +102,13 @@ def start_walk(truths: Mapping[str, Profile], chapters: Sequence[Chapter], seed:
             f"--closed_loop: what {unknown[0]} needs is not known;"
             " rl/simulate_students.py --generate makes students of whom it is"
         )
-    return [
-        Learner(Student(truth, chapters, seed, needs=needs_of(truth)), history=[], steps=[])
-        for truth in truths.values()
-    ]
+    practised = draw_course(chapters, practice, seed, "train") if practice else []
+    learners = []
+    for truth in truths.values():
+        student = Student(truth, chapters, seed, needs=needs_of(truth))
+        learners.append(Learner(student, [student.answer(exercise) for exercise in practised], steps=[]))
+        student.known_before = dict(student.known)
+    return learners
 
 
 def draw_course(

@@ -11,14 +11,14 @@ changed_N      the same of a student whose needs became others after 20 interact
 forgetting_N   the same, where old interactions weigh less
 other_state    the own memory, whose line about the skill at hand tells of another state of it
 stale          the own memory as of long ago
-wrong          the own memory, after a line that states a wrong answer to this very question
+wrong          what the own memory begins with, after a line that states a wrong answer to this very question
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cot.utils.memory_arms import MemoryArms, Moment, StudentMemory
+from cot.utils.memory_arms import NEEDED_LINES, MemoryArms, Moment, StudentMemory
 from cot.utils.questions import question_of
 from cot.utils.students import END, HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, Profile, SupportLevel
 from cot.utils.support import support_target
@@ -200,10 +200,10 @@ def tell_other_state(
 
 
 def state_wrong_answer(own: StudentMemory, moment: Moment) -> StudentMemory:
-    """The memory after a line with a wrong answer to this very question."""
+    """What the memory begins with, after a line with a wrong answer to this very question."""
     answer = moment.question.gold_solution.rpartition("#### ")[2]
     line = f'Past exercise: "{moment.question.question}" The answer was {int(answer) + 10}.'
-    return replace(own, arm="wrong", lines=(line, *own.lines), tokens=2 * LARGE_BUDGET)
+    return replace(own, arm="wrong", lines=(line, *own.lines[:NEEDED_LINES]), tokens=2 * LARGE_BUDGET)
 
 
 def follow_evidence(

@@ -21,7 +21,7 @@ from cot.utils.fidelity import EXPLANATION_STYLES
 from cot.utils.files import read_json
 from cot.utils.manners import MannerRecord, Tried, render_record
 from cot.utils.mastery import DEFAULT_PARAMETERS, SkillState, render_memory, sort_skills, update_mastery
-from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
+from cot.utils.memory_arms import NEEDED_LINES, MemoryArms, Moment, PromptShape, StudentMemory, make_prompt
 from cot.utils.prompts import build_prompt
 from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, SupportLevel
 from cot.utils.support import support_target
@@ -32,7 +32,10 @@ CHAPTERS = ("addition", "subtraction", "multiplication", "division", "two_step")
 STORIES = DATA_DIR / "stories.json"
 PRACTICE_SHARE = 0.3  # of bare sums among all rows
 MEMORY_TOKENS = (48, 48, 64, 96, 160, 256)  # budgets of a memory, each alike
+MAX_TOKENS = 512  # of a memory with a whole exercise before it
+UNRELATED_STORIES = 12  # more sentences than a memory holds
 NEW_SHARE = 0.25  # of the skills that ask for guided support
+MISLEADING_SHARE = 0.3  # of the memories: sentences of other stories, or a wrong answer before the own lines
 STORY_SHARE = 0.8  # of stories among the word problems; the others are the textbook's
 CALCULATION = re.compile(r"<<([^<>=]+)=([^<>]+)>>")
 OPERATIONS = {  # sign: (verb, gerund, reason, sign that undoes it)
@@ -318,17 +321,17 @@ def draw_wishes(skill: str, rng: random.Random) -> tuple[str, dict]:
     """An instruction in the words in which a memory speaks of a student, and the manner that it asks for.
 
     What worked best for a student is asked for in the words of its record, a level of support by the state of
-    the skill. What worked less, or the state of another skill, asks for nothing.
+    the skill. The state of another skill asks for nothing.
     """
     lines: list[str] = []
     wishes: dict[str, Any] = {}
     if rng.random() < 0.65:
         style, hint = rng.choice(list(STYLE_IN_WORDS)), rng.random() < 0.5
         if rng.random() < 0.6:
-            lines += _tell_record(style, hint, rng)
+            lines.append(_tell_record(style, hint, rng))
         else:
             lines += _tell_wishes(style, hint, wishes, rng)
-        said = " ".join(lines).partition("What worked less")[0]
+        said = " ".join(lines)
         wishes |= {"style": style} if STYLE_IN_WORDS[style] in said else {}
         wishes |= {"hint": hint} if HINT_IN_WORDS[hint] in said else {}
 
@@ -343,20 +346,18 @@ def draw_wishes(skill: str, rng: random.Random) -> tuple[str, dict]:
     return " ".join(lines), wishes
 
 
-def _tell_record(style: str, hint: bool, rng: random.Random) -> list[str]:
-    """Lines of a record in which this style and this hint were best; now and then only one of them."""
+def _tell_record(style: str, hint: bool, rng: random.Random) -> str:
+    """The line of a record in which this style and this hint were best; now and then only one of them."""
 
-    def tried(values, best) -> tuple[Tried, ...]:
-        counts = {value: rng.randint(1, 9) for value in values}
-        others = [value for value in values if value != best and rng.random() < 0.7]
-        return tuple(
-            Tried(value, rng.randint(0, counts[value]), counts[value], 0.5) for value in (best, *others)
-        )
+    def tried(value: str | bool) -> tuple[Tried]:
+        times = rng.randint(1, 9)
+        return (Tried(value, rng.randint(0, times), times, 0.5),)
 
-    styles = tried(list(STYLE_IN_WORDS), style) if rng.random() < 0.85 else ()
-    hints = tried([True, False], hint) if rng.random() < 0.85 or not styles else ()
-    lines = render_record(MannerRecord(styles, hints))
-    return lines if rng.random() < 0.5 else lines[:1]
+    styles = tried(style) if rng.random() < 0.85 else ()
+    hints = tried(hint) if rng.random() < 0.85 or not styles else ()
+    line = render_record(MannerRecord(styles, hints))
+    assert line is not None
+    return line
 
 
 def _tell_wishes(style: str, hint: bool, wishes: dict, rng: random.Random) -> list[str]:
@@ -415,7 +416,9 @@ def word_problems(
 
         asked, arm = replace(moment, question=question), "own" if rng.random() < memory_share else "none"
         memory, wishes = arms.show(asked, arm), {}
-        if args.follow_memory and arm == "own":
+        if arm == "own" and rng.random() < MISLEADING_SHARE:
+            memory = mislead(memory, question.question, rng)
+        if args.follow_memory and memory.student_id is not None:
             needs = needs_of(arms.truths[moment.student_id])
             support = support_target(asked.skill_mastery)
             wishes = {"style": needs.style, "hint": needs.hint, "support": support}
@@ -429,6 +432,22 @@ def word_problems(
         prompt = make_prompt(tokenizer, asked, memory, shape, line_order_seed=args.seed)
         lessons.append(Lesson(prompt.ids, steps, wishes))
     return lessons
+
+
+def mislead(own: StudentMemory, question: str, rng: random.Random) -> StudentMemory:
+    """A memory to be overlooked: sentences of other stories, or a past exercise whose answer is made up.
+
+    The past exercise, another story or this very question, stands before what the student's own memory begins
+    with, so that all that the student needs is still told.
+    """
+    stories = [draw_story(rng).question for _ in range(UNRELATED_STORIES)]
+    if rng.random() < 0.5:
+        sentences = [sentence for story in stories for sentence in re.split(r"(?<=[.!?])\s+", story)]
+        return StudentMemory("random", lines=tuple(rng.sample(sentences, len(sentences))))
+
+    met = rng.choice([question, stories[0]])
+    line = f'Past exercise: "{met}" The answer was {rng.randint(2, 120)}.'
+    return replace(own, lines=(line, *own.lines[:NEEDED_LINES]), tokens=MAX_TOKENS)
 
 
 def bare_sums(args, tokenizer, count: int) -> list[Lesson]:

@@ -54,7 +54,7 @@ ARMS = {  # flags of the training script
     "random_reward": ["--memory", "own", "--reward_weights", "coin=1"],
 }
 SEEDS = [0, 1, 2, 3, 4]
-WALK_EXERCISES = 4  # of each chapter, in the closed loop, at most
+WALK_EXERCISES = 4  # of each chapter, in the closed loop, at most; as many of practice before it
 LOG = "train.log"  # of a training, in its folder
 
 
@@ -221,7 +221,7 @@ def walk_students(
         walks = teach_all(
             loop,
             policies,
-            start=lambda: start_walk(truths, chapters, HELD_OUT_SEED),
+            start=lambda: start_walk(truths, chapters, HELD_OUT_SEED, practice=count),
             course=course,
             remember=lambda histories: MemoryArms(
                 profiles,

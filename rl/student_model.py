@@ -146,7 +146,7 @@ class Student:
 
     Attributes:
         known: per practised skill, whether the student has learned it (what no observer sees).
-        known_before: the same before its first exercise.
+        known_before: the same before a skill's first exercise; a caller may set it to a later moment.
         mastery: per practised skill, P(L') after the answers so far under the student's own parameters.
         clock: when the next exercise begins.
 

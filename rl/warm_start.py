@@ -47,7 +47,7 @@ CHAT_TEMPLATE = (
 )
 CONTEXT = 1024  # positions
 MAX_NEW_TOKENS = 96
-EVALUATED_TOKENS = 64  # of a memory, where the finished policy is examined
+EVALUATED_TOKENS = 48  # of a memory, where the finished policy is examined
 WARMUP_STEPS = 100
 IGNORED = -100  # label of a token without loss: the prompt's and padding
 BATCH_ROWS = 64
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=whole, default=3_000, help="optimizer steps of 64 rows each")
     add("--slips", type=share, default=0.15, help="share of the explanations with a typical slip")
     add("--word_noise", type=share, default=0.05, help="share of a prompt's words replaced by another one")
-    add("--memory_steps", type=number(int, 0), default=400, help="last steps, whose prompts show memories")
+    add("--memory_steps", type=number(int, 0), default=500, help="last steps, whose prompts show memories")
     add("--memory_share", type=share, default=0.75, help="share of their word problems with a memory")
     add("--instruction_share", type=share, default=0.7, help="share of the questions that ask for a manner")
     follows = "let the manner of a row with a memory be what its student needs, instead of drawing it"
@@ -103,7 +103,7 @@ def make_tokenizer(texts: list[str], vocab_size: int):
     tokenizer.train_from_iterator(texts, trainer)
     fixed = [COT_PROMPT, MEMORY_NOTE, FENCE_OPEN, FENCE_CLOSE, FENCE_MARK, "\n\n", "Question: "]
     tokenizer.add_tokens([*fixed, "Explanation style: ", *STYLE_IN_WORDS.values()])
-    tokenizer.add_tokens(["Prefers: ", *CHECKABLE_PREFERENCES, "What worked best: ", "What worked less: "])
+    tokenizer.add_tokens(["Prefers: ", *CHECKABLE_PREFERENCES, "What worked best: "])
     states = ("struggling", "in progress", "mastered", "new")
     tokenizer.add_tokens([f"Skill at hand, {state}: " for state in states])
     return PreTrainedTokenizerFast(

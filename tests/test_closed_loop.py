@@ -62,6 +62,22 @@ def test_every_tutor_meets_the_same_students(truths):
         assert learner.student.known_before == twin.student.known_before
 
 
+def test_practice_comes_before_the_walk_and_is_no_gain_of_it(truths):
+    learners = start_walk(truths, CHAPTERS, 0, practice=4)
+    for learner in learners:
+        student = learner.student
+        assert len(learner.history) == 4 * len(CHAPTERS) and learner.steps == []
+        assert all(
+            item.manner is not None and item.time < f"{student.clock:%Y-%m-%dT%H:%M:%SZ}"
+            for item in learner.history
+        )
+        assert student.known_before == student.known
+    # explanations drawn at random fit one time in five in style: someone learned something before it began
+    fresh = start_walk(truths, CHAPTERS, 0)
+    assert any(any(learner.student.known.values()) for learner in learners)
+    assert all(learner.history == [] and learner.student.known == {} for learner in fresh)
+
+
 def test_nothing_of_a_wrong_explanation_reaches_a_student(truths):
     course = draw_course(CHAPTERS, 6, 0)
     right = {}
@@ -83,7 +99,7 @@ def test_a_walk_with_a_policy_fills_its_memory_and_continues_where_it_was_stoppe
     assert code == 0, stderr
     flags = ["--closed_loop", "--base", tiny_tutor, "--trained", f"again={tiny_tutor}", "--device", "cpu"]
     flags += ["--profiles_dir", students, "--memory_level", "history", "--chapters", "addition"]
-    flags += ["--exercises_per_chapter", 3, "--max_new_tokens", 12, "--output_dir"]
+    flags += ["--exercises_per_chapter", 3, "--practice", 0, "--max_new_tokens", 12, "--output_dir"]
 
     code, _, stderr = run_here(evaluate_rl.main, *flags, tmp_path / "whole")
     assert code == 0, stderr

@@ -16,13 +16,14 @@ from cot.utils.answers import score_answer
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.equations import equations
 from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
-from cot.utils.memory_arms import MemoryArms
+from cot.utils.memory_arms import MemoryArms, StudentMemory
 from cot.utils.prompts import FENCE_OPEN
 from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, MemoryLog, load_profiles
 from cot.utils.support import support_level, support_target
 from cot.utils.textbook import PEOPLE, Noun, fill, pick_chapters
 from rl.lessons import (
     CHAPTERS,
+    MISLEADING_SHARE,
     STORIES,
     Manner,
     bare_sums,
@@ -32,6 +33,7 @@ from rl.lessons import (
     draw_story,
     draw_wishes,
     explain,
+    mislead,
     slip,
     word_problems,
 )
@@ -69,14 +71,12 @@ def test_an_instruction_is_met_by_the_explanation_that_it_decides():
     for _ in range(400):
         instruction, wishes = draw_wishes("add_two_numbers", rng)
         text = explain(calculations("<<3*9=27>> <<9+27=36>>"), draw_manner(rng, **wishes))
-        # what worked less asks for nothing
-        said = re.sub(r"What worked less: .*?right\)\.", "", instruction)
-        asked = {name for name in CHECKABLE_PREFERENCES if name in said}
+        asked = {name for name in CHECKABLE_PREFERENCES if name in instruction}
         assert all(CHECKABLE_PREFERENCES[name](text) for name in asked), (instruction, text)
-        styles = {name for name, words in STYLE_IN_WORDS.items() if words in said}
+        styles = {name for name, words in STYLE_IN_WORDS.items() if words in instruction}
         assert all(EXPLANATION_STYLES[name](text) for name in styles), (instruction, text)
-        # nor does the state of another skill
-        states = re.findall(r"Skill at hand, ([a-z ]+): add two numbers", said)
+        # the state of another skill asks for nothing
+        states = re.findall(r"Skill at hand, ([a-z ]+):", instruction)
         assert all(support_level(text, 2) == ASKED_FOR[state] for state in states), (instruction, text)
         seen |= asked | styles | set(states)
     assert seen == {*CHECKABLE_PREFERENCES, *EXPLANATION_STYLES, *ASKED_FOR}
@@ -87,9 +87,25 @@ def test_a_skills_line_tells_of_a_state_that_asks_for_the_level(wanted):
     rng = random.Random(3)
     for _ in range(30):
         line, mastery = draw_skill_line("add_two_numbers", rng, wanted)
-        state = re.fullmatch(r"Skill at hand, ([a-z ]+): add two numbers.*", line)[1]
+        state = re.fullmatch(r"Skill at hand, ([a-z ]+): .*", line)[1]
         assert support_target(mastery) == wanted == ASKED_FOR[state]
-        assert (f"({mastery:.2f} after " in line) if mastery is not None else state == "new"
+        assert (f": {mastery:.2f} after " in line) if mastery is not None else state == "new"
+
+
+def test_a_misleading_memory_is_of_other_stories_or_states_a_made_up_answer():
+    rng, question = random.Random(0), "Tom has 12 pears and eats 5. How many are left?"
+    own = StudentMemory("own", lines=("grade", "record", "state", "more", "last"), student_id="S1")
+    unrelated, answered = [], []
+    for _ in range(60):
+        memory = mislead(own, question, rng)
+        (answered if memory.student_id else unrelated).append(memory.lines)
+    assert unrelated and answered
+    assert not any(set(own.lines) & set(lines) for lines in unrelated)
+    # the lines that tell what the student needs stand behind the exercise
+    assert all(lines[1:] == own.lines[:4] for lines in answered)
+    assert all(re.search(r"The answer was \d+\.$", lines[0]) for lines in answered)
+    about = [question in lines[0] for lines in answered]
+    assert any(about) and not all(about)
 
 
 def test_a_slip_is_a_wrong_answer():
@@ -251,8 +267,11 @@ def test_memories_stand_in_as_many_prompts_as_asked_for(tiny_llama):
         lessons = word_problems(args, tokenizer, arms, moments, share)
         texts = [tokenizer.decode(lesson.prompt) for lesson in lessons]
         assert sum(FENCE_OPEN in text for text in texts) == expected
-        own = [f"Student {moment.student_id}," in text for moment, text in zip(moments, texts, strict=True)]
-        assert sum(own) == expected  # nobody else's
+        whose = [re.findall(r"Student (S\d+),", text) for text in texts]
+        # nobody else's; in a share of them, sentences of other stories are nobody's
+        assert all(found in ([], [moment.student_id]) for found, moment in zip(whose, moments, strict=True))
+        unrelated = sum(not found for found in whose) - (40 - expected)
+        assert 0 < unrelated < MISLEADING_SHARE * expected or unrelated == expected == 0
 
 
 @pytest.mark.parametrize("follow", [False, True])
@@ -263,7 +282,8 @@ def test_a_lesson_follows_the_student_only_where_it_is_told_to(tiny_llama, follo
     flags = ["--instruction_share", "0", *(["--follow_memory"] if follow else [])]
     lessons = word_problems(build_parser().parse_args(flags), tiny_llama[1], arms, moments, 1.0)
     for lesson, moment in zip(lessons, moments, strict=True):
-        if not follow:
+        is_shown = f"Student {moment.student_id}," in tiny_llama[1].decode(lesson.prompt)
+        if not (follow and is_shown):
             assert lesson.wishes == {}
             continue
         truth = arms.truths[moment.student_id]

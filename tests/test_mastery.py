@@ -243,7 +243,10 @@ def test_the_memory_reads_as_short_lines_most_relevant_first():
         "Mastered: add two numbers (0.98 after 3 exercises).",
     ]
     about_sub = render_memory(consolidate(history), skill="sub")
-    at_hand = "Skill at hand, in progress: sub (0.69 after 1 exercise, 1 right)."
+    at_hand = "Skill at hand, in progress: 0.69 after 1 exercise, 1 right."
     assert about_sub == [at_hand, lines[3], lines[0], lines[2], lines[4]]
-    assert render_memory(consolidate(history), skill="div") == ["Skill at hand, new: div.", *lines]
+    assert render_memory(consolidate(history), skill="div") == [
+        "Skill at hand, new: no exercise yet.",
+        *lines,
+    ]
     assert render_memory(consolidate([])) == []

@@ -125,7 +125,7 @@ def test_nothing_after_the_moment_is_shown(make):
     # the very moment of an exercise does not know it yet
     first = arms.moment("S001", ASKED, as_of="2026-01-01T09:00:00Z")
     memory = arms.show(first, "own")
-    assert memory.retrieved == () and "Skill at hand, new: take away." in memory.lines
+    assert memory.retrieved == () and "Skill at hand, new: no exercise yet." in memory.lines
     assert first.skill_mastery is None
 
 
@@ -217,7 +217,7 @@ def test_the_history_tells_what_worked_and_no_wish(embedder):
     text = shown_at(embedder, "history")
     assert not any(wish in text for wish in WISHES) and "numbered steps" not in text
     assert "What worked best: every line begins with its equation (2 of 2 right)" in text
-    assert text.index("What worked best") < text.index("take away") < text.index("What worked less")
+    assert text.index("What worked best") < text.index("Skill at hand")
 
 
 def test_episodes_tell_what_happened_and_draw_no_conclusion(embedder):

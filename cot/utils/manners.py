@@ -67,18 +67,15 @@ def record_manners(
     return MannerRecord(tried(lambda manner: manner.style), tried(lambda manner: manner.hint))
 
 
-def render_record(record: MannerRecord) -> list[str]:
-    """The record as lines for a prompt: what worked best, then the rest, each with its counts."""
+def render_record(record: MannerRecord) -> str | None:
+    """The record as a line for a prompt: the style and the hint that worked best; None where it is empty.
 
-    def told(entries: Iterable[Tried]) -> str:
-        return "; ".join(
-            f"{IN_WORDS[entry.value]} ({entry.right} of {entry.times} right)" for entry in entries
-        )
-
+    >>> render_record(MannerRecord(hints=(Tried(True, 9, 12, 0.71), Tried(False, 2, 8, 0.3))))
+    'What worked best: a hint first (9 of 12 right).'
+    """
     best = [*record.styles[:1], *record.hints[:1]]
-    rest = [*record.styles[1:], *record.hints[1:]]
-    lines = [f"What worked best: {told(best)}."] if best else []
-    return lines + ([f"What worked less: {told(rest)}."] if rest else [])
+    told = "; ".join(f"{IN_WORDS[entry.value]} ({entry.right} of {entry.times} right)" for entry in best)
+    return f"What worked best: {told}." if best else None
 
 
 def render_manner(manner: Manner) -> str:

@@ -217,24 +217,28 @@ def render_memory(memory: Memory, skill: str | None = None) -> list[str]:
 
     Args:
         skill: the skill at hand, whose lines come before all others; its state is told even where the student
-            has not practised it.
+            has not practised it. It is not named: its name would tell how the exercise is solved.
 
     >>> render_memory(sort_skills([SkillState("carry", 0.98, 4, 4)]), "carry")
-    ['Skill at hand, mastered: carry (0.98 after 4 exercises).']
+    ['Skill at hand, mastered: 0.98 after 4 exercises.']
     >>> render_memory(sort_skills([]), "carry")
-    ['Skill at hand, new: carry.']
+    ['Skill at hand, new: no exercise yet.']
     """
     lines: list[tuple[str, str]] = []
 
     def tell(label: str, states: Iterable[SkillState]) -> None:
         for s in states:
-            name = f"Skill at hand, {label.lower()}" if s.skill == skill else label
+            plural = "" if s.exercises == 1 else "s"
             right = "" if label == "Mastered" else f", {s.right} right"
-            lines.append((s.skill, f"{name}: {_describe(s)}{right})."))
+            state = f"{s.mastery:.2f} after {s.exercises} exercise{plural}{right}"
+            if s.skill == skill:
+                lines.append((skill, f"Skill at hand, {label.lower()}: {state}."))
+            else:
+                lines.append((s.skill, f"{label}: {_readable(s.skill)} ({state})."))
 
     practised = {s.skill for s in (*memory.struggling, *memory.in_progress, *memory.mastered)}
     if skill is not None and skill not in practised:
-        lines.append((skill, f"Skill at hand, new: {_readable(skill)}."))
+        lines.append((skill, "Skill at hand, new: no exercise yet."))
     tell("Struggling", memory.struggling)
     tell("In progress", memory.in_progress)
     for e in memory.recurring_errors:
@@ -249,8 +253,3 @@ def render_memory(memory: Memory, skill: str | None = None) -> list[str]:
 
 def _readable(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
-
-
-def _describe(state: SkillState) -> str:
-    plural = "" if state.exercises == 1 else "s"
-    return f"{_readable(state.skill)} ({state.mastery:.2f} after {state.exercises} exercise{plural}"

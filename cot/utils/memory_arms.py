@@ -28,6 +28,7 @@ from cot.utils.textbook import load_chapters
 
 ARMS = ("own", "none", "shuffled", "random", "time_shuffled")
 QUESTION_CHARACTERS = 160  # of a past exercise, in a prompt
+NEEDED_LINES = 4  # with which a memory begins: grade, wishes or record, the skill at hand
 CONSOLIDATED_FIRST = 4  # lines that come before past exercises
 
 
@@ -212,7 +213,7 @@ class MemoryArms:
         found = self._retrieve(student_id, question.question, as_of) if self._top_k else []
         past = [render_interaction(memory.interaction, level != "stated") for memory in found]
         consolidated = render_memory(self._consolidate(student_id, as_of), question.skill)
-        record = []
+        record = None
         if level == "history":
             history = self.histories.get(student_id, ())
             record = render_record(record_manners(history, as_of, self._half_life_days))
@@ -224,10 +225,9 @@ class MemoryArms:
         lines = [
             who,
             *(wishes if level == "stated" else ()),
-            *record[:1],
+            *([record] if record else ()),
             *consolidated[:1],
             *(past if level == "episodes" else ()),
-            *record[1:],
             *traits,
             *consolidated[1:CONSOLIDATED_FIRST],
             *(past if level != "episodes" else ()),
