@@ -1,12 +1,12 @@
-"""The experiment's numbers: measures of each arm's answers, paired effects, hypotheses, and their Markdown.
+"""The experiment's numbers: measures of each arm's answers, paired effects, verdicts, and their Markdown.
 
 A cell is one answer: (seed, question, student). Intervals are over three ways at once: the templates that the
 questions were drawn from, the students, and the training seeds. The base has no seed: its answers count once.
-An effect pairs two sides cell by cell. A side is an arm of training under a condition (`rl/conditions.py`).
+An effect pairs two sides of `rl/hypotheses.py` cell by cell.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,9 @@ from cot.utils.comparisons import (
 from cot.utils.fidelity import constraint_report
 from cot.utils.stats import Interval, clustered_mean, clustered_share
 from rl.closed_loop import MODELLESS
-from rl.conditions import CHANGE, LARGE_BUDGET, HeldOut
+from rl.conditions import CHANGE, HeldOut
+from rl.hypotheses import Hypothesis, Side, list_hypotheses
 from rl.report import negate, render_table, show_interval, show_number
-from rl.settings import PRESETS
 
 MEASURES = {  # key of a record, by name in the table
     "accuracy": "correct",
@@ -43,15 +43,6 @@ MEASURES = {  # key of a record, by name in the table
     "output_tokens": "output_tokens",
 }
 SHOWN = ("accuracy", "fidelity", "style", "hint", "achievable", "support_fit", "specificity", "output_tokens")
-CHANCE = 0.35  # fidelity of a manner drawn at random: a style of five, and a hint or none
-FIDELITY_GAIN = 0.25  # that IPO claims over trainings without the student's memory
-STATED_GAIN = 0.40  # and over every control, where the memory states what the student needs
-EVIDENCE_GAIN = 0.15  # of fidelity, from no interaction to twenty
-NEAR_CHANCE = 0.05  # above it, which fidelity without any interaction stays below
-RECOVERED = 0.8  # of an unchanged student's fidelity, which a changed one's reaches again
-SUPPORT_GAIN = 0.20  # over the memory of another moment, and by another line about the skill
-ACCURACY_LOSS = 0.03  # that memory may cost
-MISUSE = 0.05  # of right answers, which a bad memory may turn wrong
 RULE = f"""**yes** where the whole interval lies beyond the bound, **no** where it lies short of it, undecided
 otherwise, and with fewer than {LEAST_LEVELS} seeds or {LEAST_CLUSTERS} templates."""
 SEEDLESS = (BASE, "supervised", *MODELLESS)  # the same beside every training
@@ -59,108 +50,6 @@ WALKED = ("learning_gain", "fit", "support_fit", "sound", "right")  # of a walk 
 NO_SEED = -1
 
 Cells = dict[tuple[int, str, str], float]  # a value for each (seed, question, student)
-
-
-class Side(NamedTuple):
-    """Which answers: an arm of training, the condition of their prompts, and how they were drawn."""
-
-    arm: str
-    condition: str
-    temperature: float = 0.0
-    sample: int = 0
-
-
-class Hypothesis(NamedTuple):
-    """An effect that is claimed to lie beyond a bound.
-
-    Attributes:
-        measure: one of `MEASURES`.
-        one, other: the effect is `one` minus `share` of `other`; without `other`, `one` minus `minus`.
-        above, below: the bound, and on which side of it the effect is claimed to lie; neither for an effect
-            that is reported without a claim.
-    """
-
-    name: str
-    claim: str
-    measure: str
-    one: Side
-    other: Side | None = None
-    share: float = 1.0
-    minus: float = 0.0
-    above: float | None = None
-    below: float | None = None
-
-
-def list_hypotheses(arms: Sequence[str], level: str = "history") -> list[Hypothesis]:
-    """What the experiment claims, for the arms that it has, at a level of memory."""
-    if "ipo" not in arms:
-        return []
-    own, none = Side("ipo", "own"), Side("ipo", "none")
-    name, gain = ("a", STATED_GAIN) if level == "stated" else ("b", FIDELITY_GAIN)
-    found = []
-
-    # a, b. what the memory states, or what only the history shows, is followed
-    without = {"shuffled_memory": Side("shuffled_memory", "own"), "no_memory": Side("no_memory", "none")}
-    with_memory = {arm: Side(arm, "own") for arm in ("correctness_only", "random_reward", BASE)}
-    for arm, other in (without | with_memory).items():
-        if arm in arms:
-            bound = gain if arm in without or level == "stated" else 0.0
-            claim = f"IPO's fidelity is {_points(bound)}above that of {arm}"
-            found.append(Hypothesis(name, claim, "fidelity", own, other, above=bound))
-    claim = f"IPO's fidelity is {_points(gain)}above its own with another student's memory"
-    shuffled = Side("ipo", "shuffled")
-    found.append(Hypothesis(name, claim, "fidelity", own, shuffled, above=gain))
-    found.append(Hypothesis(name, "regret against the Bayes choice", "regret", own))
-    claim = "fidelity minus that of the base that is told the needs"
-    found.append(Hypothesis(name, claim, "fidelity", own, Side(BASE, "instructed")))
-    if "supervised" in arms:
-        claim = "fidelity minus that of supervised training on the needs"
-        found.append(Hypothesis(name, claim, "fidelity", own, Side("supervised", "own")))
-
-    if level == "stated":
-        return found
-
-    # c. the more evidence, the better; without any, chance
-    first, last = Side("ipo", "after_0"), Side("ipo", "after_20")
-    claim = "fidelity rises by 15 points from no interaction to twenty"
-    found.append(Hypothesis("c", claim, "fidelity", last, first, above=EVIDENCE_GAIN))
-    claim = "without any interaction fidelity is less than 5 points above chance"
-    found.append(Hypothesis("c", claim, "fidelity", first, minus=CHANCE, below=NEAR_CHANCE))
-
-    # d. after a change the newer need is followed
-    claim = "20 interactions after a change, with forgetting, fidelity is 80 % of an unchanged student's"
-    changed = Side("ipo", "forgetting_20")
-    found.append(Hypothesis("d", claim, "fidelity", changed, last, share=RECOVERED, above=0.0))
-
-    # e. support follows the skill's state
-    claim = "own memory fits the support 20 points better than that of another moment"
-    shifted = Side("ipo", "time_shuffled")
-    found.append(Hypothesis("e", claim, "support_fit", own, shifted, above=SUPPORT_GAIN))
-    claim = "another line about the skill brings its level of support 20 points more often"
-    swapped = Side("ipo", "other_state")
-    found.append(Hypothesis("e", claim, "other_support", swapped, own, above=SUPPORT_GAIN))
-
-    # f. memory does not cost accuracy
-    if "no_memory" in arms:
-        claim = "IPO's accuracy is at most 3 points below that of no_memory"
-        other = Side("no_memory", "none")
-        found.append(Hypothesis("f", claim, "accuracy", own, other, above=-ACCURACY_LOSS))
-    for condition, tokens in (("own", PRESETS["cpu"]["memory_tokens"]), ("own_256", LARGE_BUDGET)):
-        claim = f"own memory of {tokens} tokens costs IPO at most 3 points of accuracy"
-        one = Side("ipo", condition)
-        found.append(Hypothesis("f", claim, "accuracy", one, none, above=-ACCURACY_LOSS))
-
-    # g. a bad memory does no harm
-    again = Side("ipo", "none", 1.0, 1)
-    for condition in ("random", "stale", "wrong"):
-        claim = f"a {condition} memory turns at most 5 % more right answers wrong than a second answer does"
-        one = Side("ipo", condition, 1.0, 1)
-        found.append(Hypothesis("g", claim, "breakage", one, again, below=MISUSE))
-    return found
-
-
-def _points(bound: float) -> str:
-    return f"{round(100 * bound)} points " if bound else ""
 
 
 def add_measures(records: Sequence[dict], trained: Mapping[str, tuple[str, int]], held_out: HeldOut) -> None:

@@ -1,7 +1,6 @@
-"""What the tutor policy is taught: explanations in every manner, stories, instructions, and its prompts.
+"""What the tutor policy is taught: stories, instructions, memories to be overlooked, and its prompts.
 
-An explanation is written from an exercise's calculations and a manner; nothing in it looks at a student. A
-story is put together from `data/stories.json`: a kind of story (something comes in, is shared, is compared
+A story is put together from `data/stories.json`: a kind of story (something comes in, is shared, is compared
 ...) has shapes, a shape is a list of places, each with several sentences to choose from. So a few hundred
 sentences make thousands of wordings: a policy that saw only the textbook's few would learn them by heart. No
 sentence shares eight words in a row (placeholders left out) with a template of the test split, but some
@@ -17,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 from cot.utils.cli import COT_PROMPT, DATA_DIR
-from cot.utils.fidelity import EXPLANATION_STYLES
 from cot.utils.files import read_json
 from cot.utils.manners import MannerRecord, Tried, render_record
 from cot.utils.mastery import DEFAULT_PARAMETERS, SkillState, render_memory, sort_skills, update_mastery
@@ -26,6 +24,7 @@ from cot.utils.prompts import build_prompt
 from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, SupportLevel
 from cot.utils.support import support_target
 from cot.utils.textbook import PEOPLE, Noun, evaluate, format_number, pick_chapters, render
+from rl.explanations import Calculation, calculations
 from rl.student_model import needs_of
 
 CHAPTERS = ("addition", "subtraction", "multiplication", "division", "two_step")
@@ -37,13 +36,6 @@ UNRELATED_STORIES = 12  # more sentences than a memory holds
 NEW_SHARE = 0.25  # of the skills that ask for guided support
 MISLEADING_SHARE = 0.3  # of the memories: sentences of other stories, or a wrong answer before the own lines
 STORY_SHARE = 0.8  # of stories among the word problems; the others are the textbook's
-CALCULATION = re.compile(r"<<([^<>=]+)=([^<>]+)>>")
-OPERATIONS = {  # sign: (verb, gerund, reason, sign that undoes it)
-    "+": ("add", "adding", "because we put the numbers together", "-"),
-    "-": ("subtract", "subtracting", "because we need the difference", "+"),
-    "*": ("multiply", "multiplying", "because all groups are equal", "/"),
-    "/": ("divide", "dividing", "because we share it equally", "*"),
-}
 OTHER_PREFERENCES = {  # and what of a `Manner` they decide; every explanation is short
     "one step per line": {"joined": False},
     "at most 60 words": {},
@@ -56,192 +48,6 @@ OTHER_PREFERENCES = {  # and what of a `Manner` they decide; every explanation i
 def _skills() -> list[str]:
     """The skills of the chapters."""
     return [skill.id for chapter in pick_chapters(CHAPTERS) for skill in chapter.skills]
-
-
-# --- explanations -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Calculation:
-    """One step: two `terms` joined by `sign` (one of + - * /) give `result`, all as they are written."""
-
-    terms: tuple[str, str]
-    sign: str
-    result: str
-
-    def __str__(self) -> str:
-        return f"{self.sign.join(self.terms)}={self.result}"
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How an explanation is written.
-
-    Attributes:
-        style: a key of `EXPLANATION_STYLES`.
-        support: `worked_out` shows by another calculation that the result fits, `guided` gives a reason.
-        hint, full_sentence: a hint line first; the answer in a sentence of its own.
-        joined: sentences on one line, where the style does not need lines.
-        because: a reason where the support is `worked_out`, too.
-    """
-
-    style: str
-    hint: bool = False
-    support: SupportLevel = "brief"
-    full_sentence: bool = False
-    joined: bool = False
-    because: bool = False
-
-    @property
-    def gives_reason(self) -> bool:
-        return self.support == "guided" or (self.support == "worked_out" and self.because)
-
-    @property
-    def confirms(self) -> bool:
-        return self.support == "worked_out"
-
-
-def draw_manner(rng: random.Random, **wishes) -> Manner:
-    """A manner at random, each style and each level of support as likely as the others.
-
-    Args:
-        wishes: attributes that are decided.
-    """
-    support = rng.choice(SUPPORT_LEVELS[:2] if wishes.get("because") else SUPPORT_LEVELS)
-    drawn: dict[str, Any] = {
-        "style": rng.choice(list(EXPLANATION_STYLES)),
-        "support": support,
-        "hint": rng.random() < 0.5,
-        "joined": rng.random() < 0.5,
-        "full_sentence": rng.random() < 0.3,
-        "because": rng.random() < 0.3,
-    }
-    return Manner(**(drawn | wishes))
-
-
-def calculations(gold_solution: str) -> tuple[Calculation, ...]:
-    """The calculations of a worked solution, in order, each of two numbers: 3+4+5 becomes 3+4 and 7+5.
-
-    Raises:
-        ValueError: a calculation with two kinds of signs, which these explanations have no words for, or with
-            more than two numbers and another sign than +.
-
-    >>> [str(step) for step in calculations("3 * 9 = <<3*9=27>>27. 9 + 27 + 1 = <<9+27+1=37>>37.")]
-    ['3*9=27', '9+27=36', '36+1=37']
-    """
-    found = []
-    for left, result in CALCULATION.findall(gold_solution):
-        signs = set(re.findall(r"[-+*/()]", left))
-        first, *others = re.split(r"[-+*/]", left)
-        if len(signs) != 1 or not signs <= set(OPERATIONS) or (len(others) > 1 and signs != {"+"}):
-            raise ValueError(f"{left!r}: expected two numbers and a sign out of + - * /, or a sum")
-        sign = signs.pop()
-        for place, other in enumerate(others):
-            value = result if place == len(others) - 1 else str(int(first) + int(other))
-            found.append(Calculation((first, other), sign, value))
-            first = value
-    return tuple(found)
-
-
-def slip(steps: Sequence[Calculation]) -> str:
-    """The answer of someone who stops too soon: the number with which the last calculation began.
-
-    >>> slip(calculations("<<3*9=27>> <<9+27=36>>")), slip(calculations("<<28+15=43>>"))
-    ('9', '28')
-    """
-    return steps[-1].terms[0]
-
-
-def explain(steps: Sequence[Calculation], manner: Manner, answer: str | None = None) -> str:
-    """The calculations in a manner, ending in `#### ` and the answer, the last one's result unless told.
-
-    >>> print(explain(calculations("<<4+3=7>>"), Manner("check_at_end", True, "worked_out")))
-    Hint: think of adding.
-    Adding gives 4+3=7.
-    See, 7-4=3.
-    Check: 7-3=4.
-    #### 7
-    """
-    last = steps[-1]
-    answer = answer or last.result
-    lines = _STYLES[manner.style](steps, manner, answer)
-    if manner.full_sentence and manner.style != "equations_first":
-        lines.append(f"So the answer is {answer}.")
-    if manner.style == "numbered_steps":
-        lines = [f"{number}. {line}" for number, line in enumerate(lines, 1)]
-    elif manner.joined and manner.style != "equations_first":
-        lines = [" ".join(lines)]
-    if manner.style == "check_at_end":
-        lines.append(f"Check: {_undo(last)}.")
-    if manner.hint:
-        lines.insert(0, f"Hint: think of {OPERATIONS[steps[0].sign][1]}.")
-    return "\n".join([*lines, f"#### {answer}"])
-
-
-def _undo(step: Calculation) -> Calculation:
-    """The calculation backwards, from its result to its first term: 4+3=7 becomes 7-3=4."""
-    return Calculation((step.result, step.terms[1]), OPERATIONS[step.sign][3], step.terms[0])
-
-
-def _fits(step: Calculation) -> Calculation:
-    """Another calculation with the same numbers, not `_undo`: 4+3=7 becomes 7-4=3, and 7-3=4 7-4=3."""
-    if step.sign in "+*":
-        return Calculation((step.result, step.terms[0]), OPERATIONS[step.sign][3], step.terms[1])
-    return Calculation((step.terms[0], step.result), step.sign, step.terms[1])
-
-
-def _statements(steps: Sequence[Calculation], manner: Manner) -> list[str]:
-    lines = [f"{OPERATIONS[step.sign][1].capitalize()} gives {step}" for step in steps]
-    if manner.gives_reason:
-        lines[-1] += f" {OPERATIONS[steps[-1].sign][2]}"
-    return [f"{line}." for line in lines]
-
-
-def _support(steps: Sequence[Calculation], manner: Manner) -> list[str]:
-    return [f"See, {_fits(steps[-1])}."] if manner.confirms else []
-
-
-def _numbered(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
-    start = [f"Take the numbers {' and '.join(steps[0].terms)}."] if len(steps) == 1 else []
-    return start + _statements(steps, manner) + _support(steps, manner)
-
-
-def _short(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
-    starts = ["First", *["Then"] * (len(steps) - 1)]
-    announced = [f"{start} we {OPERATIONS[step.sign][0]}." for start, step in zip(starts, steps, strict=True)]
-    pairs = zip(announced, _statements(steps, manner), strict=True)
-    return [line for pair in pairs for line in pair] + _support(steps, manner)
-
-
-def _guiding(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
-    given = ["What do we know?", f"We know {' and '.join(steps[0].terms)}."] if len(steps) == 1 else []
-    questions = ["What comes first?", *["What comes next?"] * (len(steps) - 1)]
-    pairs = zip(questions, _statements(steps, manner), strict=True)
-    return given + [line for pair in pairs for line in pair] + _support(steps, manner)
-
-
-def _equations(steps: Sequence[Calculation], manner: Manner, answer: str) -> list[str]:
-    lines = [str(step) for step in steps]
-    if manner.gives_reason:
-        lines[-1] += f" {OPERATIONS[steps[-1].sign][2]}"
-    if manner.full_sentence:
-        lines[-1] += f", so the answer is {answer}"
-    if manner.confirms:
-        lines.insert(len(lines) - manner.full_sentence, f"{_fits(steps[-1])} shows it")
-    return [f"{line}." for line in lines]
-
-
-def _checked(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
-    return _statements(steps, manner) + _support(steps, manner)
-
-
-_STYLES = {
-    "numbered_steps": _numbered,
-    "short_sentences": _short,
-    "guiding_questions": _guiding,
-    "equations_first": _equations,
-    "check_at_end": _checked,
-}
 
 
 # --- stories ----------------------------------------------------------------------------------------------

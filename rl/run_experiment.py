@@ -5,7 +5,7 @@ Arms: `ipo` (own memory, all rewards), `no_memory` (no memory, all rewards that 
 (another student's memory, all rewards), `correctness_only` (own memory, rewarded for correctness),
 `random_reward` (own memory, rewarded by a coin); beside them the base, and with `--supervised` a policy of
 `rl/warm_start.py --follow_memory`. No memory states a wish. `rl/conditions.py` says who is asked what;
-`rl/effects.py` lists the hypotheses. Each training is a process of `rl/train_rl_memory.py`. Writes a folder:
+`rl/hypotheses.py` what is claimed. Each training is a process of `rl/train_rl_memory.py`. Writes a folder:
 `<arm>_<seed>/` for each training with its `train.log`, the files of every run
 (`results_temp_<T>_<stamp>.json` and `summary_<stamp>.json`, whose `summary` has `rows_done, table, verdicts,
 timing`), `answers.jsonl.gz`, `experiment.md` and figures. The same command continues an interrupted

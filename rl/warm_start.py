@@ -145,7 +145,8 @@ def make_model(args: argparse.Namespace, tokenizer):
 
 def sample_texts(arms, moments: Sequence, seed: int) -> list[str]:
     """Questions, explanations, memories and instructions for the tokenizer to learn its words from."""
-    from rl.lessons import calculations, draw_manner, draw_story, draw_wishes, explain
+    from rl.explanations import calculations, draw_manner, explain
+    from rl.lessons import draw_story, draw_wishes
 
     rng = random.Random(f"tokenizer {seed}")
     texts = ["user", "assistant"] * 1000
@@ -176,7 +177,7 @@ def make_batch(args: argparse.Namespace, lessons: Sequence, tokenizer, rng: rand
     """
     import torch
 
-    from rl.lessons import draw_manner, explain, slip
+    from rl.explanations import draw_manner, explain, slip
 
     replaceable = set(words)
     sequences = []

@@ -10,12 +10,12 @@ from rl.effects import (
     NO_SEED,
     add_measures,
     judge_walks,
-    list_hypotheses,
     pool_differences,
     render_experiment,
     subtract,
     summarize,
 )
+from rl.hypotheses import list_hypotheses
 from rl.student_model import Needs, tell_needs
 
 STUDENTS = ("S0000", "U0001")

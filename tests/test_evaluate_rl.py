@@ -27,7 +27,7 @@ from cot.utils.students import load_profiles
 from cot.utils.support import support_target
 from cot.utils.textbook import load_chapters
 from rl import runs
-from rl.lessons import Manner, calculations, explain
+from rl.explanations import Manner, calculations, explain
 from rl.moments import walk_textbook
 
 PROFILES = load_profiles(PROFILES_DIR)

@@ -21,20 +21,16 @@ from cot.utils.prompts import FENCE_OPEN
 from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, MemoryLog, load_profiles
 from cot.utils.support import support_level, support_target
 from cot.utils.textbook import PEOPLE, Noun, fill, pick_chapters
+from rl.explanations import Manner, calculations, draw_manner, explain, slip
 from rl.lessons import (
     CHAPTERS,
     MISLEADING_SHARE,
     STORIES,
-    Manner,
     bare_sums,
-    calculations,
-    draw_manner,
     draw_skill_line,
     draw_story,
     draw_wishes,
-    explain,
     mislead,
-    slip,
     word_problems,
 )
 from rl.moments import arms_of, textbook_moments

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from cot.utils.numerals import plain_text
 from cot.utils.rendering import rendered_text
-from rl.lessons import draw_manner, draw_story, explain
+from rl.explanations import draw_manner, explain
+from rl.lessons import draw_story
 
 MARKUP = st.text(alphabet="ab1 \n*_#`$\\{}()[]-+>&.<>/", max_size=80)
 

@@ -8,7 +8,7 @@ from cot.utils.errors import UserError
 from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
 from cot.utils.students import Profile
 from cot.utils.thinking import Reasoning
-from rl.lessons import Manner, calculations, explain
+from rl.explanations import Manner, calculations, explain
 from rl.rewards import DEFAULT_WEIGHTS, TUTOR_WEIGHTS, RewardTable, coin, parse_weights, reward_parts
 
 GOLD = "They have 14 + 23 = <<14+23=37>>37 pens.\n#### 37"

@@ -12,7 +12,8 @@ from conftest import run_here
 from cot.utils.cli import COT_PROMPT, PROFILES_DIR
 from cot.utils.model_names import TUTOR
 from cot.utils.prompts import FENCE_CLOSE, FENCE_OPEN, MEMORY_NOTE, build_prompt
-from rl.lessons import CHAPTERS, Lesson, calculations
+from rl.explanations import calculations
+from rl.lessons import CHAPTERS, Lesson
 from rl.warm_start import IGNORED, build_parser, examine, load_arms, main, make_batch
 
 
