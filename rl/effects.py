@@ -22,7 +22,9 @@ from cot.utils.comparisons import (
     usable,
 )
 from cot.utils.fidelity import constraint_report
+from cot.utils.prompts import FENCE_MARK
 from cot.utils.stats import Interval, clustered_mean, clustered_share
+from cot.utils.students import STYLE_IN_WORDS, Profile
 from rl.closed_loop import MODELLESS
 from rl.conditions import CHANGE, HeldOut
 from rl.hypotheses import Hypothesis, Side, list_hypotheses
@@ -249,12 +251,44 @@ def follow_curve(table: Sequence[Mapping], prefix: str) -> dict[int, Mapping]:
     return dict(sorted(found.items()))
 
 
-def render_experiment(summary: Mapping, config: Mapping) -> str:
-    """The experiment as Markdown: arms, what a prompt shows, evidence, changed needs, hypotheses.
+def quote_student(records: Sequence[dict], truths: Mapping[str, Profile]) -> list[str]:
+    """IPO's texts for one exercise before and after ten interactions, as Markdown; none without such answers.
+
+    The student is not chosen by what came out: it is the first whose pair of needs no training has.
+
+    Args:
+        truths: what each student needs, by student id.
+    """
+    wanted = ("after_0", "after_10")
+    texts: dict[tuple, dict[str, dict]] = {}
+    for record in usable(records):
+        if record["arm"] == "ipo" and record["memory_arm"] in wanted and record["student_id"][0] == "U":
+            key = record["student_id"], record["question"], record["policy"]
+            texts.setdefault(key, {})[record["memory_arm"]] = record
+    complete = [key for key, found in texts.items() if len(found) == len(wanted)]
+    if not complete:
+        return []
+
+    student, question, policy = complete[0]
+    truth = truths[student]
+    assert truth.explanation_style is not None
+    needs = f"{STYLE_IN_WORDS[truth.explanation_style]}; {truth.learning_preferences[0]}"
+    lines = [f"Student {student} needs: {needs}. The exercise: {question} The policy: {policy}, greedy."]
+    for condition in wanted:
+        record = texts[complete[0]][condition]
+        memory = [line for line in record["prompt"].splitlines() if line.startswith(FENCE_MARK)]
+        lines += ["", f"After {condition.removeprefix('after_')} interactions:"]
+        lines += ["", "```", *memory, "", record["generated_text"], "```"]
+    return lines
+
+
+def render_experiment(summary: Mapping, config: Mapping, quoted: Sequence[str] = ()) -> str:
+    """The experiment as Markdown: arms, what a prompt shows, evidence, changed needs, texts, hypotheses.
 
     Args:
         summary: of `summarize` and of `judge_walks`.
         config: `seeds`, `max_steps`, `exercises`, `split`.
+        quoted: lines of `quote_student`.
     """
     about = (
         f"{len(config['seeds'])} seeds, {config['max_steps']} steps an arm; {config['exercises']} exercises"
@@ -292,6 +326,9 @@ def render_experiment(summary: Mapping, config: Mapping) -> str:
         found = list(follow_curve(rows, prefix).values())
         shown = ("accuracy", "fidelity", "style", "hint", "achievable")
         add_table(title, found, "memory_arm", shown if prefix == "after_" else shown[:-1])
+
+    if quoted:
+        lines += ["", "## One student before and after ten interactions", "", *quoted]
 
     lines += ["", "## Closed loop: means over students and seeds, temperature 1", ""]
     cells = [

@@ -255,7 +255,14 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.runner import Run
     from cot.utils.textbook import pick_chapters
     from rl.conditions import hold_out
-    from rl.effects import add_measures, follow_curve, judge_walks, render_experiment, summarize
+    from rl.effects import (
+        add_measures,
+        follow_curve,
+        judge_walks,
+        quote_student,
+        render_experiment,
+        summarize,
+    )
 
     # who is asked what, and the policies that answer
     folder, base = writable_dir(args.output_dir), resolve_model(args.model_name)
@@ -295,8 +302,10 @@ def run(args: argparse.Namespace) -> int:
     walks = walk_students(args, trained, experiment.sources, held_out)
 
     # what they say
-    write_answers(experiment.in_order(), folder / "answers.jsonl.gz")
-    report = render_experiment(document["summary"] | judge_walks(walks, trained), document["config"])
+    records = experiment.in_order()
+    write_answers(records, folder / "answers.jsonl.gz")
+    summary = document["summary"] | judge_walks(walks, trained)
+    report = render_experiment(summary, document["config"], quote_student(records, held_out.truths))
     (folder / "experiment.md").write_text(report, encoding="utf-8")
     draw_experiment_curves(folders, folder / "curves.png")
     table = document["summary"]["table"]

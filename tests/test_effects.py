@@ -11,6 +11,7 @@ from rl.effects import (
     add_measures,
     judge_walks,
     pool_differences,
+    quote_student,
     render_experiment,
     subtract,
     summarize,
@@ -200,12 +201,16 @@ def test_the_base_stands_beside_every_seed():
 def test_a_planted_follower_is_believed_and_an_ignorer_is_not(hypothesis):
     for policy, expected in ((follower, {"yes"}), (ignorer, {"no"})):
         found = [v for v in claimed(experiment(policy)) if v["hypothesis"] == hypothesis]
+        beside_base = [v for v in found if v["claim"].endswith("above that of base")]
+        found = [v for v in found if v not in beside_base]
         assert found
         if policy is ignorer and hypothesis == "f":
             expected = {"yes"}  # a memory that is ignored costs nothing
-        if policy is ignorer and hypothesis == "c":
-            expected = {"no"}
         assert {v["verdict"] for v in found} == expected, found
+        # no difference at all lies neither beyond the bound of zero nor short of it
+        assert [v["verdict"] for v in beside_base] == (
+            ["yes" if policy is follower else "undecided"] * (hypothesis == "b")
+        )
 
 
 def walked(student, gain):
@@ -256,3 +261,19 @@ def test_the_report_has_its_tables_and_all_verdicts():
     # all of ten templates are right: Wilson's interval of ten, with t of nine degrees
     assert "| ipo | 300 | 1.000 [0.661, 1.000] | 0.900 [0.900, 0.900]" in text
     assert "| b | IPO's fidelity is above that of base | +0.550 [+0.550, +0.550] | 0.00 | yes |" in text
+
+
+def test_the_quoted_student_is_the_first_of_an_unseen_pair_before_and_after_ten_interactions():
+    texts = {"after_0": "It is 7.", "after_10": "1. 3 + 4 = 7"}
+    records = [
+        record | {"question": record["question_id"], "prompt": f"Do it.\n| seen {condition}\nQuestion"}
+        for seed in SEEDS
+        for condition, text in texts.items()
+        for record in answers(f"ipo_{seed}", condition, generated_text=text)
+    ]
+    add_measures(records, TRAINED, HELD_OUT)
+    quoted = "\n".join(quote_student(records, TRUTHS))
+    assert quoted.startswith("Student U0001 needs: numbered steps") and "The policy: ipo_0" in quoted
+    assert "After 0 interactions:\n\n```\n| seen after_0\n\nIt is 7.\n```" in quoted
+    assert "After 10 interactions:\n\n```\n| seen after_10\n\n1. 3 + 4 = 7\n```" in quoted
+    assert quote_student([r for r in records if r["memory_arm"] == "after_0"], TRUTHS) == []
