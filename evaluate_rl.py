@@ -38,7 +38,8 @@ from cot.utils.cli import (
 )
 from cot.utils.errors import UserError
 
-ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]
+ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]  # side by side unless told
+
 # Settings that are those of the first policy's training unless a flag names them, and their values where no
 # policy has a training run.
 AS_TRAINED = {"cot_prompt": COT_PROMPT, "chapters": ["all"], "max_new_tokens": None, "memory_tokens": 256}
@@ -85,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     shows = "what the prompt shows of the student, side by side"
-    add("--memory", nargs="+", action=Distinct, default=ARMS, choices=ARMS, help=shows)
+    add("--memory", nargs="+", action=Distinct, default=ARMS, choices=[*ARMS, "instructed"], help=shows)
 
     add_memory_flags(parser)
     add_template_flags(parser)

@@ -4,10 +4,10 @@
 By default each question retrieves the student profile nearest to it (exact FAISS search over the embedded
 profiles). That validates retrieval, but each question then always meets the same student; `--students`
 instead crosses every question with every named student, and `--memory` puts several arms side by side: the
-student's own memory, none, another student's, and random text of the same length. Reads profiles
-(`profiles/*.json`) and memories (`profiles/memory/*.jsonl`) beside what `run_baseline_cot.py` reads, and
-writes the same files; records carry the student, the arm, what was retrieved, and how the answer fits.
-cot/README.md lists every JSON key.
+student's own memory, none, another student's, random text of the same length, and no memory but the student's
+wishes as an instruction. Reads profiles (`profiles/*.json`) and memories (`profiles/memory/*.jsonl`) beside
+what `run_baseline_cot.py` reads, and writes the same files; records carry the student, the arm, what was
+retrieved, and how the answer fits. cot/README.md lists every JSON key.
 
 A small smoke run, a factorial one, and the run on a GPU:
 
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         action=Distinct,
         default=["own"],
-        choices=["own", "none", "shuffled", "random"],
+        choices=["own", "none", "shuffled", "random", "instructed"],
         help="what the prompt shows of the student; several arms run side by side",
     )
     parser.add_argument(

@@ -3,7 +3,6 @@
 Generated students whom no training has met, exercises of templates that no training has, and conditions: the
 arms of a memory experiment (`cot/utils/memory_arms.py`), and beside them
 
-instructed     no memory; what the student needs stands after the question as an instruction
 novel          the own memory; the exercise is in a register that the usual wordings never use
 own_256        the own memory with 256 tokens, more of which is of no use
 after_N        the own memory after N interactions, for exercises and students that are the same for each N
@@ -20,14 +19,14 @@ from dataclasses import dataclass, replace
 
 from cot.utils.memory_arms import NEEDED_LINES, MemoryArms, Moment, StudentMemory
 from cot.utils.questions import question_of
-from cot.utils.students import END, HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, Profile, SupportLevel
+from cot.utils.students import END, SUPPORT_LEVELS, Profile, SupportLevel
 from cot.utils.support import support_target
 from cot.utils.textbook import Chapter, Exercise
 from rl.bayes_choice import likely_needs
 from rl.closed_loop import draw_course
 from rl.lessons import draw_skill_line
 from rl.moments import UNSEEN_SEED, arms_of
-from rl.student_model import SimulatedStudent, generate_unseen, needs_of, tell_needs
+from rl.student_model import SimulatedStudent, generate_unseen, tell_needs
 
 HELD_OUT_SEED = 3_000_017  # of exercises and students: the same for all arms and seeds
 STUDENTS = 60  # of each population, half of them with pairs of needs that no training has
@@ -127,7 +126,7 @@ def hold_out(
         truths={student.student_id: student.truth for student in (*students, *changing)},
         common=common,
         probing=probing,
-        instructed=[instruct(moment, arms.truths) for moment in moments],
+        instructed=[Asking(moment, arms.show(moment, "instructed"), 0.0) for moment in moments],
         bayes=bayes,
         other_states=other_states,
     )
@@ -230,12 +229,3 @@ def follow_evidence(
             memory = replace(arms.show(moment, "own"), arm=f"{name}_{count - start}")
             cells.append(Asking(moment, memory, 0.0))
     return cells
-
-
-def instruct(moment: Moment, truths: dict[str, Profile]) -> Asking:
-    """The question, and after it what the student needs, in the words of a record; no memory."""
-    needs = needs_of(truths[moment.student_id])
-    assert needs is not None
-    wishes = f"What worked best: {STYLE_IN_WORDS[needs.style]}; {HINT_IN_WORDS[needs.hint]}."
-    question = replace(moment.question, question=f"{moment.question.question} {wishes}")
-    return Asking(replace(moment, question=question), StudentMemory("instructed"), 0.0)

@@ -84,7 +84,10 @@ def test_no_need_stands_in_a_prompt_as_a_wish(held_out):
         text = " ".join(cell.memory.lines)
         assert "Explanation style" not in text and "Prefers" not in text
     instructed = held_out.instructed[0]
-    assert instructed.memory.lines == () and "What worked best" in instructed.moment.question.question
+    assert instructed.memory.lines == ()
+    assert re.fullmatch(
+        r"Explanation style: .*\. Prefers: (a hint first|no hint)\.", instructed.memory.request
+    )
 
 
 def test_another_state_changes_the_skills_line_alone(held_out):

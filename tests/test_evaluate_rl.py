@@ -21,7 +21,7 @@ from conftest import FIRST_KEYS, long_context, make_completion, make_tokenizer, 
 import evaluate_rl
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.mastery import mastery_by_skill
-from cot.utils.memory_arms import ARMS, MemoryArms, PromptShape, make_prompt
+from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt
 from cot.utils.records import make_record
 from cot.utils.students import load_profiles
 from cot.utils.support import support_target
@@ -54,7 +54,7 @@ def shown():
     """Every moment of a walk in every arm, with its prompt: (arms, rows of sample 0, prompts)."""
     moments, histories = walk_textbook(PROFILES, CHAPTERS, exercises_per_chapter=3, practice=2, seed=0)
     arms = MemoryArms(PROFILES, histories, embedder=None, seed=0)
-    args = Namespace(memory=list(ARMS), temperatures=[0.7], num_samples=1)
+    args = Namespace(memory=list(evaluate_rl.ARMS), temperatures=[0.7], num_samples=1)
     rows = evaluate_rl.build_rows(args, [SimpleNamespace(name="base")], moments, arms)
     tokenizer, shape = make_tokenizer(), PromptShape("Solve.", 400)
     return arms, rows, [make_prompt(tokenizer, row.moment, row.memory, shape) for row in rows]
@@ -84,7 +84,9 @@ def summary_of(records, trained_with=None):
     policies = [SimpleNamespace(name="base", config={})]
     for name, arm in (trained_with or {}).items():
         policies.append(SimpleNamespace(name=name, config={"memory": arm}))
-    return evaluate_rl.summarize(records, Namespace(memory=list(ARMS)), policies, PROFILES, BagOfWords())
+    return evaluate_rl.summarize(
+        records, Namespace(memory=list(evaluate_rl.ARMS)), policies, PROFILES, BagOfWords()
+    )
 
 
 def verdicts_of(summary):
@@ -326,7 +328,7 @@ def test_the_result_files_keep_their_contract(finished):
     assert len(answers) == 2 * 2 * 2 * 5 * 2 == summary["summary"]["rows_done"]
     assert list(answers[0])[:9] == FIRST_KEYS
     assert {(r["policy"], r["memory_arm"]) for r in answers} == {
-        (policy, arm) for policy in ("base", "ipo") for arm in ARMS
+        (policy, arm) for policy in ("base", "ipo") for arm in evaluate_rl.ARMS
     }
     assert all(r["question"] not in r["prompt"].split("Question: ")[0] for r in answers)
     config = summary["config"]
@@ -430,7 +432,7 @@ def test_another_data_set_crosses_questions_with_students(models, tmp_path):
     assert code == 0, err
     path = Path(out.splitlines()[-1])
     answers = results(path)
-    assert {r["memory_arm"] for r in answers} == set(ARMS) - {"time_shuffled"}
+    assert {r["memory_arm"] for r in answers} == set(evaluate_rl.ARMS) - {"time_shuffled"}
     assert {r["as_of"] for r in answers} == {"end"} and len(answers) == 2 * 2 * 4
     assert "no time_shuffled at 2 of 2 moments" in out
     # a single answer has no resample

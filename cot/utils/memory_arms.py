@@ -7,6 +7,7 @@ none           nothing
 shuffled       the same of another student, as of the same moment
 random         unrelated sentences of the textbook, as many tokens as `own`
 time_shuffled  the student's own memory as of another moment of its way, earlier or later
+instructed     no memory; what the student wishes, or is known to need, after the question as an instruction
 
 Without `shuffled` and `random` a gain from memory cannot be told from a gain from a longer prompt.
 """
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cot.utils.cli import MEMORY_LEVELS, MIN_SIMILARITY
+from cot.utils.fidelity import CHECKABLE_PREFERENCES
 from cot.utils.manners import record_manners, render_manner, render_record
 from cot.utils.mastery import Memory, consolidate, mastery_by_skill, render_memory
 from cot.utils.prompts import Prompt, body_tokens, build_prompt, fit_lines
@@ -26,7 +28,7 @@ from cot.utils.students import END, Interaction, Profile, render_profile, render
 from cot.utils.templates import PromptFormat, read_format
 from cot.utils.textbook import load_chapters
 
-ARMS = ("own", "none", "shuffled", "random", "time_shuffled")
+ARMS = ("own", "none", "shuffled", "random", "time_shuffled", "instructed")
 QUESTION_CHARACTERS = 160  # of a past exercise, in a prompt
 NEEDED_LINES = 4  # with which a memory begins: grade, wishes or record, the skill at hand
 CONSOLIDATED_FIRST = 4  # lines that come before past exercises
@@ -69,6 +71,7 @@ class StudentMemory:
         retrieved: the past exercises among the lines: `id`, `score` (cosine), `student_id`.
         length_of: lines whose length in tokens this memory is cut to; empty for the budget alone.
         tokens: a budget of its own; None for the run's.
+        request: what stands after the question.
     """
 
     arm: str | None
@@ -78,6 +81,7 @@ class StudentMemory:
     retrieved: tuple[dict, ...] = ()
     length_of: tuple[str, ...] = ()
     tokens: int | None = None
+    request: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,8 @@ class MemoryArms:
             return self._recall(arm, self.donor(moment), question, moment.as_of)
         if arm == "time_shuffled":
             return self._recall(arm, student, question, self._elsewhere[student, moment.number])
+        if arm == "instructed":
+            return StudentMemory(arm, request=request_wishes(self.truths[student]))
         if arm == "random":
             own = self._recall("own", student, question, moment.as_of)
             lines = random_lines(self._seed, question, student)
@@ -286,7 +292,7 @@ def make_prompt(
     def build(lines: Sequence[str], memory_tokens: int) -> Prompt:
         return build_prompt(
             tokenizer,
-            question=moment.question.question,
+            question=f"{moment.question.question} {memory.request}".rstrip(),
             instruction=shape.instruction,
             memory_lines=lines,
             examples=shape.examples,
@@ -321,6 +327,15 @@ def render_interaction(interaction: Interaction, with_manner: bool = False) -> s
         f" Explained with {render_manner(interaction.manner)}." if with_manner and interaction.manner else ""
     )
     return f'Past exercise: "{question}"{explained} Answered {outcome}.{helped}'
+
+
+def request_wishes(truth: Profile) -> str:
+    """A student's wishes as sentences: of its preferences those that a program can check.
+
+    Their words are ours. What a profile says in its own words must not act as an instruction.
+    """
+    checkable = [wish for wish in truth.learning_preferences if wish in CHECKABLE_PREFERENCES]
+    return " ".join(render_wishes(truth.model_copy(update={"learning_preferences": checkable})))
 
 
 def random_lines(seed: int, question: Question, student_id: str) -> list[str]:
