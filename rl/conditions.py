@@ -14,7 +14,7 @@ wrong          what the own memory begins with, after a line that states a wrong
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cot.utils.memory_arms import NEEDED_LINES, MemoryArms, Moment, StudentMemory
@@ -95,8 +95,8 @@ def hold_out(
     moments = draw_moments(arms, exercises, seed)
     arms.shift_times(moments)
 
-    other_states: dict[tuple[str, str], SupportLevel] = {}
-    probing = probe(arms, moments, seed, other_states)
+    other_states = draw_other_states(moments, seed)
+    probing = probe(arms, moments, other_states, seed)
     probing += follow_evidence(arms, exercises, EVIDENCE, "after", seed)
     novel = draw_course(chapters, exercises_per_chapter, seed, split, wording="novel")
     probing += [
@@ -161,10 +161,24 @@ def draw_moments(arms: MemoryArms, exercises: Sequence[Exercise], seed: int) -> 
     return moments
 
 
+def draw_other_states(moments: Sequence[Moment], seed: int) -> dict[tuple[str, str], SupportLevel]:
+    """For each moment, by student and question, a level of support that its student does not need."""
+    rng = random.Random(f"other states {seed}")
+    return {
+        (moment.student_id, moment.question.id): rng.choice(
+            [level for level in SUPPORT_LEVELS if level != support_target(moment.skill_mastery)]
+        )
+        for moment in moments
+    }
+
+
 def probe(
-    arms: MemoryArms, moments: Sequence[Moment], seed: int, other_states: dict[tuple[str, str], SupportLevel]
+    arms: MemoryArms,
+    moments: Sequence[Moment],
+    other_states: Mapping[tuple[str, str], SupportLevel],
+    seed: int,
 ) -> list[Asking]:
-    """What else a prompt could show at these moments; fills in `other_states`."""
+    """What else a prompt could show at these moments."""
     rng = random.Random(f"interventions {seed}")
     cells = []
     for moment in moments:
@@ -173,11 +187,7 @@ def probe(
         cells.append(Asking(moment, arms.show(moment, "shuffled"), 0.0))
         if arms.can_show(moment, "time_shuffled"):
             cells.append(Asking(moment, arms.show(moment, "time_shuffled"), 0.0))
-
-        level = rng.choice(
-            [level for level in SUPPORT_LEVELS if level != support_target(moment.skill_mastery)]
-        )
-        other_states[moment.student_id, moment.question.id] = level
+        level = other_states[moment.student_id, moment.question.id]
         cells.append(Asking(moment, tell_other_state(own, moment, level, rng), 0.0))
 
         # what a memory may do wrong, beside a second answer without memory
