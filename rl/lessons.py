@@ -34,7 +34,7 @@ MEMORY_TOKENS = (48, 48, 64, 96, 160, 256)  # budgets of a memory, each alike
 MAX_TOKENS = 512  # of a memory with a whole exercise before it
 UNRELATED_STORIES = 12  # more sentences than a memory holds
 NEW_SHARE = 0.25  # of the skills that ask for guided support
-MISLEADING_SHARE = 0.3  # of the memories: sentences of other stories, or a wrong answer before the own lines
+MISLEADING_SHARE = 0.3  # of the memories: other stories, or a wrong answer before the own lines
 STORY_SHARE = 0.8  # of stories among the word problems; the others are the textbook's
 OTHER_PREFERENCES = {  # and what of a `Manner` they decide; every explanation is short
     "one step per line": {"joined": False},
@@ -241,15 +241,19 @@ def word_problems(
 
 
 def mislead(own: StudentMemory, question: str, rng: random.Random) -> StudentMemory:
-    """A memory to be overlooked: sentences of other stories, or a past exercise whose answer is made up.
+    """A memory to be overlooked: other stories, or a past exercise whose answer is made up.
 
-    The past exercise, another story or this very question, stands before what the student's own memory begins
-    with, so that all that the student needs is still told.
+    Of other stories it holds the sentences in any order, or the words. The past exercise, another story or
+    this very question, stands before what the student's own memory begins with, so that all that the student
+    needs is still told.
     """
     stories = [draw_story(rng).question for _ in range(UNRELATED_STORIES)]
     if rng.random() < 0.5:
         sentences = [sentence for story in stories for sentence in re.split(r"(?<=[.!?])\s+", story)]
-        return StudentMemory("random", lines=tuple(rng.sample(sentences, len(sentences))))
+        words = " ".join(stories).split()
+        scrambled = " ".join(rng.sample(words, len(words)))
+        lines = rng.choice([rng.sample(sentences, len(sentences)), [scrambled]])
+        return StudentMemory("random", lines=tuple(lines))
 
     met = rng.choice([question, stories[0]])
     line = f'Past exercise: "{met}" The answer was {rng.randint(2, 120)}.'
