@@ -4,11 +4,14 @@
 A Qwen2-architecture model of about a million parameters with its own tokenizer learns, supervised, short
 explanations of the textbook's first chapters (train split), of stories put together from `data/stories.json`,
 and of bare sums. The manner of each explanation is drawn at random; only an instruction in the question
-itself, before or after it, decides it. Memories come in the last steps only, and the manner does not depend
-on them. About half of the explanations hold a slip. So the base can read, reckon and write in every manner,
-solves a part of the exercises, and ignores the student: what reinforcement learning adds is visible. Prompts
-are made by the code that makes every model's prompts. The fixed sentences of a prompt, the styles and the
-preferences that a program can check are single tokens, digits too; all else is byte-level BPE.
+itself, before or after it, decides it. Memories come in the last steps, and the manner does not depend on
+them; some mislead. A share of the explanations hold a slip. So the base can read, reckon and write in every
+manner, solves a part of the exercises, and ignores the student: what reinforcement learning adds is visible.
+Prompts are made by the code that makes every model's prompts. The fixed sentences of a prompt, the styles and
+the preferences that a program can check are single tokens, digits too; all else is byte-level BPE.
+
+With `--model_name` a model is continued instead, and with `--follow_memory` the manner is what the student
+needs: supervised training alone, beside which reinforcement learning is to be judged.
 
 Reads `profiles/` with its memories, `data/textbook/` and `data/stories.json`. Writes a folder in Hugging Face
 layout (safetensors) and in it `training.json`: flags, rows, loss, and scores on held-out templates with the
@@ -16,6 +19,8 @@ own memory, without, and with another student's.
 
     python rl/warm_start.py --steps 20 --rows 500 --output_dir /tmp/tutor
     python rl/warm_start.py
+    python rl/warm_start.py --model_name tutor --follow_memory --steps 400 --memory_steps 400 --rows 20000 \
+        --slips 0 --learning_rate 1e-3 --output_dir data/tutor/supervised
 """
 
 import argparse
@@ -59,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(description=__doc__.split("\n", 1)[0])
     add, share, whole = parser.add_argument, number(float, 0, 1), number(int, 1)
     add("--output_dir", type=Path, default=TUTOR, help="folder of the finished policy")
+    add("--model_name", help="continue with this model, whose tokenizer stays, instead of a fresh one")
     add("--profiles_dir", type=Path, default=PROFILES_DIR, help="folder of the students and their memories")
     add("--rows", type=number(int, 100), default=80_000, help="exercises to learn from")
     add("--steps", type=whole, default=3_500, help="optimizer steps of 64 rows each")
@@ -71,9 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--follow_memory", action="store_true", help=follows)
     add("--students", type=whole, default=256, help="generated, whose needs show in their history alone")
     add("--learning_rate", type=number(float, 1e-6, 1.0), default=3e-3, help="highest rate of the cosine")
-    add("--hidden_size", type=number(int, 32), default=128, help="width of the model, a multiple of 16")
-    add("--layers", type=whole, default=4, help="layers of the model")
-    add("--vocab_size", type=number(int, 300), default=1400, help="tokens of the vocabulary, at most")
+    add("--hidden_size", type=number(int, 32), default=128, help="width of a fresh model, a multiple of 16")
+    add("--layers", type=whole, default=4, help="layers of a fresh model")
+    add("--vocab_size", type=number(int, 300), default=1400, help="tokens of a fresh vocabulary, at most")
     add("--eval_size", type=number(int, 8), default=400, help="held-out exercises answered in each arm")
     add("--seed", type=number(int, 0), default=0, help="seed of data, weights and order")
     add("--debug", action="store_true", help="print the traceback of an error, too")
@@ -225,14 +231,16 @@ def teach(
     losses, batches, started = [], [], time.monotonic()
     model.train()
     for step in range(1, args.steps + 1):
-        if step == args.steps - args.memory_steps + 1:
+        if step > args.steps - args.memory_steps and lessons is not last_lessons:
             lessons, batches = last_lessons, []
         batches = batches or draw_batches(lessons, rng)
         ids, labels = make_batch(args, batches.pop(), tokenizer, rng, words)
         # right-padded, so causal attention needs no mask; the large output layer is for answers only
-        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+        hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1]
         answered = labels[:, 1:] != IGNORED
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[answered]), labels[:, 1:][answered])
+        loss = torch.nn.functional.cross_entropy(
+            model.get_output_embeddings()(hidden[answered]), labels[:, 1:][answered]
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -295,7 +303,7 @@ def run(args: argparse.Namespace) -> int:
     """Tokenizer, supervised training, examination, files; returns the exit code."""
     from cot.utils.devices import keep_freed_memory
     from cot.utils.files import write_json
-    from cot.utils.models import keep_bars_out_of_logs
+    from cot.utils.models import keep_bars_out_of_logs, load_model
     from cot.utils.results import environment
     from cot.utils.textbook import pick_chapters
     from rl.lessons import CHAPTERS, PRACTICE_SHARE, bare_sums, word_problems
@@ -313,8 +321,12 @@ def run(args: argparse.Namespace) -> int:
     sums = round(args.rows * PRACTICE_SHARE)
     half = (args.rows - sums) // 2
     met = [(arms, textbook_moments(arms, chapters, "train", half, args.seed)) for arms in (stated, taught)]
-    texts = [text for arms, moments in met for text in sample_texts(arms, moments[:2000], args.seed)]
-    tokenizer = make_tokenizer(texts, args.vocab_size)
+    if args.model_name:
+        model, tokenizer = load_model(args.model_name, device="cpu", dtype="float32")
+    else:
+        texts = [text for arms, moments in met for text in sample_texts(arms, moments[:2000], args.seed)]
+        tokenizer = make_tokenizer(texts, args.vocab_size)
+        model = make_model(args, tokenizer)
 
     practice = bare_sums(args, tokenizer, sums)
     lessons, last_lessons = (
@@ -323,8 +335,7 @@ def run(args: argparse.Namespace) -> int:
         for share in (0.0, args.memory_share)
     )
 
-    # the model
-    model = make_model(args, tokenizer)
+    # the model learns
     prompt_tokens = sum(len(lesson.prompt) for lesson in last_lessons) / len(last_lessons)
     print(
         f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(lessons)} rows,"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_here
+from safetensors.torch import load_file
 
 from cot.utils.cli import COT_PROMPT, PROFILES_DIR
 from cot.utils.model_names import TUTOR
@@ -47,6 +48,20 @@ def test_a_policy_is_made_again_from_its_seed(made, school, tmp_path):
     weights = (made / "model.safetensors").read_bytes()
     assert (make(school, tmp_path / "again") / "model.safetensors").read_bytes() == weights
     assert (make(school, tmp_path / "other", seed=1) / "model.safetensors").read_bytes() != weights
+
+
+@pytest.mark.slow
+def test_another_model_is_continued_with_its_own_tokenizer(made, school, tmp_path):
+    further = make(school, tmp_path / "further", model_name=made, learning_rate=1e-3)
+    vocabularies = [json.loads((f / "tokenizer.json").read_text())["model"]["vocab"] for f in (further, made)]
+    assert vocabularies[0] == vocabularies[1]
+    config = json.loads((further / "config.json").read_text())
+    assert (config["hidden_size"], config["num_hidden_layers"]) == (32, 1)
+    assert (further / "model.safetensors").read_bytes() != (made / "model.safetensors").read_bytes()
+    # at a rate of nearly nothing the weights stay: it is this model that was continued
+    still = make(school, tmp_path / "still", model_name=made, learning_rate=1e-6, steps=1)
+    before, after = (load_file(folder / "model.safetensors") for folder in (made, still))
+    assert all((after[name] - before[name]).abs().max() < 1e-5 for name in before)
 
 
 def test_it_loads_as_any_model_and_its_prompts_are_short(made):
