@@ -50,6 +50,7 @@ otherwise, and with fewer than {LEAST_LEVELS} seeds or {LEAST_CLUSTERS} template
 SEEDLESS = (BASE, "supervised", *MODELLESS)  # the same beside every training
 WALKED = ("learning_gain", "fit", "support_fit", "sound", "right")  # of a walk in the closed loop
 NO_SEED = -1
+LETTERS = {"seen": "S", "unseen": "U"}  # with which the ids of generated students begin, by pairs of needs
 
 Cells = dict[tuple[int, str, str], float]  # a value for each (seed, question, student)
 
@@ -99,16 +100,17 @@ def select_cells(answers: Mapping[Side, Sequence[dict]], measure: str, side: Sid
     """One measure of a side's answers.
 
     Args:
-        answers: records by `Side`.
+        answers: records by `Side`, without regard to pairs of needs.
     """
+    letter = LETTERS[side.pairs] if side.pairs else ""
     return {
         (
             NO_SEED if record["arm"] in SEEDLESS else record["seed"],
             record["question_id"],
             record["student_id"],
         ): float(record[MEASURES[measure]])
-        for record in answers.get(side, ())
-        if record[MEASURES[measure]] is not None
+        for record in answers.get(side._replace(pairs=None), ())
+        if record[MEASURES[measure]] is not None and record["student_id"].startswith(letter)
     }
 
 
@@ -180,11 +182,10 @@ def summarize(records: Sequence[dict], level: str = "history") -> dict:
     for side in answers:
         row: dict[str, Any] = {"arm": side.arm, "memory_arm": side.condition}
         row |= {"temperature": side.temperature, "sample": side.sample}
-        cells = {measure: select_cells(answers, measure, side) for measure in MEASURES}
-        row |= {measure: pool(values, measure) for measure, values in cells.items()}
+        row |= {name: pool(select_cells(answers, name, side), name) for name in MEASURES}
         row["by_pair"] = {
-            pair: pool({key: v for key, v in cells["fidelity"].items() if key[2][0] == letter}, "fidelity")
-            for pair, letter in (("seen", "S"), ("unseen", "U"))
+            pairs: pool(select_cells(answers, "fidelity", side._replace(pairs=pairs)), "fidelity")
+            for pairs in LETTERS
         }
         table.append(row)
 

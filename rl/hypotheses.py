@@ -19,16 +19,22 @@ NEAR_CHANCE = 0.05  # above it, which fidelity without any interaction stays bel
 RECOVERED = 0.8  # of an unchanged student's fidelity, which a changed one's reaches again
 SUPPORT_GAIN = 0.20  # over the memory of another moment, and by another line about the skill
 ACCURACY_LOSS = 0.03  # that memory may cost
+UNSEEN_LOSS = 0.05  # of fidelity, for students whose pair of needs no training has
 MISUSE = 0.05  # of right answers, which a bad memory may turn wrong
 
 
 class Side(NamedTuple):
-    """Which answers: an arm of training, the condition of their prompts, and how they were drawn."""
+    """Which answers: an arm of training, the condition of their prompts, how they were drawn, and for whom.
+
+    Attributes:
+        pairs: `seen` or `unseen`, for students whose pair of needs trainings have or have not; None for all.
+    """
 
     arm: str
     condition: str
     temperature: float = 0.0
     sample: int = 0
+    pairs: str | None = None
 
 
 class Hypothesis(NamedTuple):
@@ -71,6 +77,9 @@ def list_hypotheses(arms: Sequence[str], level: str = "history") -> list[Hypothe
     claim = f"IPO's fidelity is {_points(gain)}above its own with another student's memory"
     shuffled = Side("ipo", "shuffled")
     found.append(Hypothesis(name, claim, "fidelity", own, shuffled, above=gain))
+    claim = "fidelity for pairs of needs that no training has is at most 5 points below that for others"
+    unseen, seen = own._replace(pairs="unseen"), own._replace(pairs="seen")
+    found.append(Hypothesis(name, claim, "fidelity", unseen, seen, above=-UNSEEN_LOSS))
     found.append(Hypothesis(name, "regret against the Bayes choice", "regret", own))
     claim = "fidelity minus that of the base that is told the needs"
     found.append(Hypothesis(name, claim, "fidelity", own, Side(BASE, "instructed")))

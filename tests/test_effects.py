@@ -202,11 +202,13 @@ def test_a_planted_follower_is_believed_and_an_ignorer_is_not(hypothesis):
     for policy, expected in ((follower, {"yes"}), (ignorer, {"no"})):
         found = [v for v in claimed(experiment(policy)) if v["hypothesis"] == hypothesis]
         beside_base = [v for v in found if v["claim"].endswith("above that of base")]
-        found = [v for v in found if v not in beside_base]
+        by_pairs = [v for v in found if "pairs of needs" in v["claim"]]
+        found = [v for v in found if v not in (*beside_base, *by_pairs)]
         assert found
         if policy is ignorer and hypothesis == "f":
             expected = {"yes"}  # a memory that is ignored costs nothing
         assert {v["verdict"] for v in found} == expected, found
+        assert {v["verdict"] for v in by_pairs} <= {"yes"}  # each treats them alike
         # no difference at all lies neither beyond the bound of zero nor short of it
         assert [v["verdict"] for v in beside_base] == (
             ["yes" if policy is follower else "undecided"] * (hypothesis == "b")
@@ -277,3 +279,17 @@ def test_the_quoted_student_is_the_first_of_an_unseen_pair_before_and_after_ten_
     assert "After 0 interactions:\n\n```\n| seen after_0\n\nIt is 7.\n```" in quoted
     assert "After 10 interactions:\n\n```\n| seen after_10\n\n1. 3 + 4 = 7\n```" in quoted
     assert quote_student([r for r in records if r["memory_arm"] == "after_0"], TRUTHS) == []
+
+
+def test_a_policy_that_serves_the_pairs_of_its_training_alone_is_found_out():
+    records = []
+    for seed in SEEDS:
+        for record in answers(f"ipo_{seed}", "own", 0.9):
+            served = record["student_id"].startswith("S")
+            records.append(record | {"fidelity": 0.9 if served else 0.4})
+    add_measures(records, TRAINED, HELD_OUT)
+    summary = summarize(records)
+    (verdict,) = [v for v in summary["verdicts"] if "pairs of needs" in v["claim"]]
+    assert verdict["effect"]["mean"] == pytest.approx(-0.5) and verdict["verdict"] == "no"
+    row = row_of(summary, "ipo")
+    assert [row["by_pair"][pairs]["mean"] for pairs in ("seen", "unseen")] == pytest.approx([0.9, 0.4])
