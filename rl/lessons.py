@@ -33,6 +33,7 @@ PRACTICE_SHARE = 0.3  # of bare sums among all rows
 MEMORY_TOKENS = (48, 48, 64, 96, 160, 256)  # budgets of a memory, each alike
 MAX_TOKENS = 512  # of a memory with a whole exercise before it
 UNRELATED_STORIES = 12  # more sentences than a memory holds
+LINE_WORDS = 10  # of a line of scrambled words
 NEW_SHARE = 0.25  # of the skills that ask for guided support
 MISLEADING_SHARE = 0.3  # of the memories: other stories, or a wrong answer before the own lines
 STORY_SHARE = 0.8  # of stories among the word problems; the others are the textbook's
@@ -243,17 +244,19 @@ def word_problems(
 def mislead(own: StudentMemory, question: str, rng: random.Random) -> StudentMemory:
     """A memory to be overlooked: other stories, or a past exercise whose answer is made up.
 
-    Of other stories it holds the sentences in any order, or the words. The past exercise, another story or
-    this very question, stands before what the student's own memory begins with, so that all that the student
-    needs is still told.
+    Of other stories it holds the sentences in any order, or lines of their words. The past exercise, another
+    story or this very question, stands before what the student's own memory begins with, so that all that the
+    student needs is still told.
     """
     stories = [draw_story(rng).question for _ in range(UNRELATED_STORIES)]
     if rng.random() < 0.5:
         sentences = [sentence for story in stories for sentence in re.split(r"(?<=[.!?])\s+", story)]
         words = " ".join(stories).split()
-        scrambled = " ".join(rng.sample(words, len(words)))
-        lines = rng.choice([rng.sample(sentences, len(sentences)), [scrambled]])
-        return StudentMemory("random", lines=tuple(lines))
+        rng.shuffle(words)
+        scrambled = [
+            " ".join(words[start : start + LINE_WORDS]) for start in range(0, len(words), LINE_WORDS)
+        ]
+        return StudentMemory("random", tuple(rng.choice([rng.sample(sentences, len(sentences)), scrambled])))
 
     met = rng.choice([question, stories[0]])
     line = f'Past exercise: "{met}" The answer was {rng.randint(2, 120)}.'

@@ -1,6 +1,6 @@
 """The settings of a training run: presets, `--config FILE.yaml`, `--grpo KEY=VALUE`, and TRL's configuration.
 
-Only `make_config` imports a heavy library, so that a mistyped flag is answered at once.
+Only `make_config` and `make_adapter` import a heavy library, so that a mistyped flag is answered at once.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from cot.utils.cli import PROFILES_DIR, json_object, number
 from cot.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from trl import GRPOConfig
 
     from cot.utils.model_names import ModelSource
@@ -72,6 +73,20 @@ FLAG_OF_FIELD = {
 }
 
 
+def add_adapter_flags(add: Callable, default: bool | None, note: str = "") -> None:
+    """Whether an adapter is trained, and which.
+
+    Args:
+        add: `add_argument` of a parser.
+        note: what the help says beside it.
+    """
+    whole = number(int, 1)
+    trains = f"train a LoRA adapter instead of all weights{note}"
+    add("--use_peft", action=argparse.BooleanOptionalAction, default=default, help=trains)
+    add("--lora_r", type=whole, default=16, metavar="N", help="rank of the adapter")
+    add("--lora_alpha", type=whole, default=32, metavar="N", help="scale of the adapter")
+
+
 def in_presets(name: str) -> str:
     """What the presets say of a flag, for its help text.
 
@@ -113,13 +128,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         choices=["group", "batch", "none"],
         help="divide the advantage by the rewards' standard deviation over the group or the batch, or not",
     )
-    add(
-        "--use_peft",
-        action=argparse.BooleanOptionalAction,
-        help=f"train a LoRA adapter instead of all weights; default: {in_presets('use_peft')}",
-    )
-    add("--lora_r", type=whole, default=16, metavar="N", help="rank of the adapter")
-    add("--lora_alpha", type=whole, default=32, metavar="N", help="scale of the adapter")
+    add_adapter_flags(add, default=None, note=f"; default: {in_presets('use_peft')}")
     add("--use_vllm", action=argparse.BooleanOptionalAction, default=False, help="generate with vLLM")
     add(
         "--vllm_mode",
@@ -277,6 +286,15 @@ def parse_mix(text: str) -> list[float]:
     if len(shares) != 3 or not all(share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise argparse.ArgumentTypeError(f"{text!r}: expected three shares that sum to 1, as 0.70,0.15,0.15")
     return shares
+
+
+def make_adapter(args: argparse.Namespace) -> "LoraConfig":
+    """The LoRA adapter that `--lora_r` and `--lora_alpha` describe, on every linear layer but the output."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
 
 
 def make_config(args: argparse.Namespace, processes: int) -> "GRPOConfig":

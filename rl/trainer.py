@@ -27,6 +27,7 @@ from rl.alarms import Alarms
 from rl.rewards import RewardTable
 from rl.rollouts import MemoryTrainer, end_in_vllm, make_generation_neutral
 from rl.runs import mark_complete
+from rl.settings import make_adapter
 
 
 def start_processes():
@@ -86,13 +87,6 @@ def make_trainer(
     args, config, model, tokenizer, rows: list[dict], table, recorder, prompt_format: PromptFormat
 ) -> MemoryTrainer:
     """The trainer on the rows, with a new LoRA adapter where `--use_peft` says so."""
-    peft_config = None
-    if args.use_peft:
-        from peft import LoraConfig
-
-        peft_config = LoraConfig(
-            r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
     # vLLM knows no stop text that holds outside a reasoning only: the trainer cuts there afterwards
     stop = [] if prompt_format.thinks else rows[0]["stop"]
     end_in_vllm(config, sorted(end_token_ids(model, tokenizer)), stop)
@@ -102,7 +96,7 @@ def make_trainer(
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=peft_config,
+        peft_config=make_adapter(args) if args.use_peft else None,
         callbacks=[recorder],
         reasoning=prompt_format.reasoning,
     )

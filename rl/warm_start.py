@@ -26,7 +26,6 @@ own memory, without, and with another student's.
 import argparse
 import random
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from cot.utils.cli import (
 )
 from cot.utils.errors import EXIT_OK, UserError
 from cot.utils.model_names import TUTOR
+from rl.settings import add_adapter_flags, make_adapter
 
 # The last is never used: the class that loads a Qwen2 tokenizer would add it beyond the embedding's rows.
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -53,10 +53,6 @@ CHAT_TEMPLATE = (
 CONTEXT = 1024  # positions
 MAX_NEW_TOKENS = 96
 EVALUATED_TOKENS = 48  # of a memory, where the finished policy is examined
-WARMUP_STEPS = 100
-IGNORED = -100  # label of a token without loss: the prompt's and padding
-BATCH_ROWS = 64
-POOL = 8  # batches whose rows are sorted by length together
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,17 +62,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, default=TUTOR, help="folder of the finished policy")
     add("--model_name", help="continue with this model, whose tokenizer stays, instead of a fresh one")
     add("--profiles_dir", type=Path, default=PROFILES_DIR, help="folder of the students and their memories")
-    add("--rows", type=number(int, 100), default=80_000, help="exercises to learn from")
-    add("--steps", type=whole, default=3_500, help="optimizer steps of 64 rows each")
+    add("--rows", type=number(int, 100), default=60_000, help="exercises to learn from")
+    add("--steps", type=whole, default=3_200, help="optimizer steps")
+    add("--batch_rows", type=whole, default=64, help="rows of an optimizer step")
     add("--slips", type=share, default=0.15, help="share of the explanations with a typical slip")
     add("--word_noise", type=share, default=0.05, help="share of a prompt's words replaced by another one")
-    add("--memory_steps", type=number(int, 0), default=1_500, help="last steps, whose prompts show memories")
+    add("--memory_steps", type=number(int, 0), default=1_200, help="last steps, whose prompts show memories")
     add("--memory_share", type=share, default=0.75, help="share of their word problems with a memory")
     add("--instruction_share", type=share, default=0.7, help="share of the questions that ask for a manner")
     follows = "let the manner of a row with a memory be what its student needs, instead of drawing it"
     add("--follow_memory", action="store_true", help=follows)
     add("--students", type=whole, default=256, help="generated, whose needs show in their history alone")
     add("--learning_rate", type=number(float, 1e-6, 1.0), default=3e-3, help="highest rate of the cosine")
+    add_adapter_flags(add, default=False)
     add("--hidden_size", type=number(int, 32), default=128, help="width of a fresh model, a multiple of 16")
     add("--layers", type=whole, default=4, help="layers of a fresh model")
     add("--vocab_size", type=number(int, 300), default=1400, help="tokens of a fresh vocabulary, at most")
@@ -164,95 +162,6 @@ def sample_texts(arms, moments: Sequence, seed: int) -> list[str]:
     return texts
 
 
-def draw_batches(lessons: Sequence, rng: random.Random) -> list[list]:
-    """`POOL` batches of random lessons, each of lessons alike in length, so that little of it is padding."""
-    pool = sorted(rng.choices(lessons, k=POOL * BATCH_ROWS), key=lambda lesson: len(lesson.prompt))
-    batches = [pool[start : start + BATCH_ROWS] for start in range(0, len(pool), BATCH_ROWS)]
-    rng.shuffle(batches)
-    return batches
-
-
-def make_batch(args: argparse.Namespace, lessons: Sequence, tokenizer, rng: random.Random, words: list[int]):
-    """Input ids and labels (B, T), right-padded; every lesson with an explanation drawn anew.
-
-    A share of the prompt's words becomes other ones: a policy that has seen few sentences would otherwise
-    hang on single words of them. A share of the explanations holds a slip.
-
-    Args:
-        words: ids that may be replaced, and that replace; no digit, mark or special token.
-    """
-    import torch
-
-    from rl.explanations import draw_manner, explain, slip
-
-    replaceable = set(words)
-    sequences = []
-    for lesson in lessons:
-        prompt = [
-            rng.choice(words) if word in replaceable and rng.random() < args.word_noise else word
-            for word in lesson.prompt
-        ]
-        wrong = slip(lesson.steps) if lesson.slips and rng.random() < args.slips else None
-        text = explain(lesson.steps, draw_manner(rng, **lesson.wishes), wrong)
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        sequences.append((prompt, [*tokens, tokenizer.eos_token_id]))
-
-    length = max(len(prompt) + len(answer) for prompt, answer in sequences)
-    ids = torch.full((len(sequences), length), tokenizer.pad_token_id)
-    labels = torch.full((len(sequences), length), IGNORED)
-    for row, (prompt, answer) in enumerate(sequences):
-        end = len(prompt) + len(answer)
-        ids[row, :end] = torch.tensor(prompt + answer)
-        labels[row, len(prompt) : end] = torch.tensor(answer)
-    return ids, labels
-
-
-def teach(
-    args: argparse.Namespace, model, tokenizer, lessons: Sequence, last_lessons: Sequence
-) -> list[float]:
-    """Completion-only cross-entropy, AdamW, cosine to a tenth; the loss of each step in nats per token.
-
-    Args:
-        last_lessons: of the last `--memory_steps` steps, instead of `lessons`.
-    """
-    import torch
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
-    optimizer = torch.optim.AdamW(
-        model.parameters(), args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, min(WARMUP_STEPS, args.steps), args.steps, min_lr_rate=0.1
-    )
-    rng = random.Random(f"teach {args.seed}")
-    marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    words = [number for name, number in vocabulary if name.strip("Ġ").isalpha() and number not in marks]
-    losses, batches, started = [], [], time.monotonic()
-    model.train()
-    for step in range(1, args.steps + 1):
-        if step > args.steps - args.memory_steps and lessons is not last_lessons:
-            lessons, batches = last_lessons, []
-        batches = batches or draw_batches(lessons, rng)
-        ids, labels = make_batch(args, batches.pop(), tokenizer, rng, words)
-        # right-padded, so causal attention needs no mask; the large output layer is for answers only
-        hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1]
-        answered = labels[:, 1:] != IGNORED
-        loss = torch.nn.functional.cross_entropy(
-            model.get_output_embeddings()(hidden[answered]), labels[:, 1:][answered]
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if step % 100 == 0 or step == args.steps:
-            recent = sum(losses[-100:]) / len(losses[-100:])
-            print(f"step {step}: loss {recent:.3f}, {time.monotonic() - started:.0f} s", flush=True)
-    return losses
-
-
 def examine(args: argparse.Namespace, model, tokenizer, arms, chapters) -> dict:
     """Test templates, greedy and at temperature 1, with the own memory, without, and with another's."""
     from cot.utils.memory_arms import PromptShape
@@ -301,6 +210,8 @@ def load_arms(args: argparse.Namespace, chapters) -> tuple:
 
 def run(args: argparse.Namespace) -> int:
     """Tokenizer, supervised training, examination, files; returns the exit code."""
+    from peft import get_peft_model
+
     from cot.utils.devices import keep_freed_memory
     from cot.utils.files import write_json
     from cot.utils.models import keep_bars_out_of_logs, load_model
@@ -308,9 +219,12 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.textbook import pick_chapters
     from rl.lessons import CHAPTERS, PRACTICE_SHARE, bare_sums, word_problems
     from rl.moments import textbook_moments
+    from rl.supervised import teach
 
     if args.hidden_size % 16:
         raise UserError(f"--hidden_size {args.hidden_size}: expected a multiple of 16")
+    if args.use_peft and not args.model_name:
+        raise UserError("--use_peft: a fresh model has no weights that could stay; name one by --model_name")
     folder = writable_dir(args.output_dir)
     keep_freed_memory()
     keep_bars_out_of_logs()
@@ -322,7 +236,10 @@ def run(args: argparse.Namespace) -> int:
     half = (args.rows - sums) // 2
     met = [(arms, textbook_moments(arms, chapters, "train", half, args.seed)) for arms in (stated, taught)]
     if args.model_name:
-        model, tokenizer = load_model(args.model_name, device="cpu", dtype="float32")
+        # a half of the bits will do for weights that stay as they are
+        dtype = "auto" if args.use_peft else "float32"
+        model, tokenizer = load_model(args.model_name, device="cpu", dtype=dtype)
+        model = get_peft_model(model, make_adapter(args)) if args.use_peft else model
     else:
         texts = [text for arms, moments in met for text in sample_texts(arms, moments[:2000], args.seed)]
         tokenizer = make_tokenizer(texts, args.vocab_size)

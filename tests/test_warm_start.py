@@ -1,21 +1,26 @@
 """The policy that a CPU trains: made again from its seed, and the one in the repository."""
 
-import argparse
 import json
 import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import run_here
 from safetensors.torch import load_file
 
 from cot.utils.cli import COT_PROMPT, PROFILES_DIR
 from cot.utils.model_names import TUTOR
+from cot.utils.models import load_model
 from cot.utils.prompts import FENCE_CLOSE, FENCE_OPEN, MEMORY_NOTE, build_prompt
 from rl.explanations import calculations
 from rl.lessons import CHAPTERS, Lesson
-from rl.warm_start import IGNORED, build_parser, examine, load_arms, main, make_batch
+from rl.supervised import IGNORED, make_batch
+from rl.warm_start import build_parser, examine, load_arms, main
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,8 @@ def make(school: Path, folder: Path, **changes) -> Path:
     flags = {"profiles_dir": school, "rows": 100, "steps": 3, "eval_size": 8, "hidden_size": 32, "layers": 1}
     flags |= {"students": 4}
     flags |= {"memory_steps": 1, "output_dir": folder} | changes
-    assert run_here(main, *[f"--{name}={value}" for name, value in flags.items()])[0] == 0
+    arguments = [f"--{name}={value}".removesuffix("=") for name, value in flags.items()]
+    assert run_here(main, *arguments)[0] == 0
     return folder
 
 
@@ -64,8 +70,51 @@ def test_another_model_is_continued_with_its_own_tokenizer(made, school, tmp_pat
     assert all((after[name] - before[name]).abs().max() < 1e-5 for name in before)
 
 
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path):
+    flags = {"profiles_dir": school, "rows": 100, "steps": 40, "memory_steps": 12, "eval_size": 8}
+    flags |= {"model_name": made, "students": 4, "learning_rate": 1e-3, "batch_rows": 8}
+    command = "import sys, rl.supervised as s, rl.warm_start as w; s.SAVE_EVERY = 8; sys.exit(w.main())"
+
+    def start(folder: Path, **changes) -> subprocess.Popen:
+        named = flags | {"output_dir": folder} | changes
+        arguments = [sys.executable, "-c", command, *[f"--{name}={value}" for name, value in named.items()]]
+        return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+
+    assert start(tmp_path / "straight").wait(120) == 0
+    killed, checkpoint = start(tmp_path / "killed"), tmp_path / "killed" / "checkpoint.pt"
+    while not checkpoint.exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait(120)
+    assert checkpoint.exists() and not (tmp_path / "killed" / "model.safetensors").exists()
+
+    other = start(tmp_path / "killed", seed=1)
+    assert other.wait(120) != 0 and "was written with another --seed" in other.stderr.read()
+    assert start(tmp_path / "killed").wait(120) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "killed")]
+    assert weights[0] == weights[1] and not checkpoint.exists()
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_and_its_base_stays(made, school, tmp_path):
+    adapter = make(school, tmp_path / "adapter", model_name=made, use_peft="", learning_rate=1e-3)
+    assert {path.suffix for path in adapter.iterdir()} <= {".json", ".jinja", ".safetensors", ".md"}
+    model, _ = load_model(str(adapter), "cpu", "float32")
+    before = load_file(made / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert (dict(model.named_parameters())[name] - before[name]).abs().max() > 0
+    assert torch.equal(model.get_input_embeddings().weight, before["model.embed_tokens.weight"])
+
+
+def test_a_fresh_model_has_no_adapter(tmp_path):
+    code, _, error = run_here(main, "--use_peft", "--output_dir", tmp_path)
+    assert code == 2 and "--use_peft: a fresh model has no weights that could stay" in error
+
+
 def test_it_loads_as_any_model_and_its_prompts_are_short(made):
-    from cot.utils.models import end_token_ids, load_model
+    from cot.utils.models import end_token_ids
 
     model, tokenizer = load_model(str(made), "cpu", "float32")
     assert len(tokenizer) == model.get_input_embeddings().num_embeddings  # none beyond the embedding
@@ -96,8 +145,7 @@ def test_only_the_explanation_is_learned_and_its_end(made):
     prompts = [tokenizer.encode("Question: 3+4?"), tokenizer.encode("Question: how much is 3+4?")]
     steps, wishes = calculations("<<3+4=7>>"), {"style": "check_at_end"}
     lessons = [Lesson(tuple(prompt), steps, wishes) for prompt in prompts]
-    args = argparse.Namespace(word_noise=0.0, slips=0.0)
-    ids, labels = make_batch(args, lessons, tokenizer, random.Random(0), [5])
+    ids, labels = make_batch(lessons, tokenizer, random.Random(0))
     for row, prompt in enumerate(prompts):
         assert ids[row][: len(prompt)].tolist() == prompt
         learned = labels[row] != IGNORED
@@ -129,7 +177,6 @@ def test_the_policy_in_the_repository_was_made_by_the_command_without_flags():
 @pytest.mark.slow
 def test_the_policy_in_the_repository_solves_a_part_and_hardly_follows_needs():
     """It was never taught to follow a memory; the state of a skill it reads there nevertheless."""
-    from cot.utils.models import load_model
     from cot.utils.textbook import pick_chapters
 
     args = build_parser().parse_args(["--eval_size", "200", "--seed", "7"])
