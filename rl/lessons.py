@@ -253,9 +253,8 @@ def mislead(own: StudentMemory, question: str, rng: random.Random) -> StudentMem
         sentences = [sentence for story in stories for sentence in re.split(r"(?<=[.!?])\s+", story)]
         words = " ".join(stories).split()
         rng.shuffle(words)
-        scrambled = [
-            " ".join(words[start : start + LINE_WORDS]) for start in range(0, len(words), LINE_WORDS)
-        ]
+        starts = range(0, len(words), LINE_WORDS)
+        scrambled = [" ".join(words[start : start + LINE_WORDS]) for start in starts]
         return StudentMemory("random", tuple(rng.choice([rng.sample(sentences, len(sentences)), scrambled])))
 
     met = rng.choice([question, stories[0]])
