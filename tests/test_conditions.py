@@ -10,7 +10,7 @@ from cot.utils.support import support_target
 from cot.utils.textbook import load_chapters
 from rl.conditions import CHANGE, EVIDENCE, SINCE_CHANGE, hold_out
 from rl.lessons import CHAPTERS
-from rl.student_model import combinations, needs_of
+from rl.student_model import combinations, generate_student, needs_of
 
 COURSE = load_chapters()[: len(CHAPTERS)]
 
@@ -34,6 +34,19 @@ def test_half_of_the_students_need_a_pair_that_no_training_has(held_out):
     needs = {student: needs_of(truth) for student, truth in held_out.truths.items()}
     assert Counter(found in unseen for found in needs.values()) == {True: 60, False: 60}
     assert all(found in (seen if student[0] == "S" else unseen) for student, found in needs.items())
+
+
+@pytest.mark.parametrize("split", ["test", "confirm"])
+def test_every_exercise_is_of_the_split_and_every_student_one_no_training_has_met(held_out, split):
+    asked = held_out if split == "test" else hold_out(COURSE, "confirm", exercises_per_chapter=4)
+    split_of = {t.id: t.split for chapter in COURSE for t in chapter.templates}
+    cells = asked.common + asked.probing + asked.instructed
+    assert {split_of[cell.moment.question.id.split("/")[1]] for cell in cells} == {split}
+    # how their histories begin tells them apart: a training and an experiment both count students from 0
+    begun = {student.history[:4] for student in asked.students}
+    for seed in range(5):
+        trained_for = [generate_student(number, COURSE, seed) for number in range(60)]
+        assert begun.isdisjoint(student.history[:4] for student in trained_for)
 
 
 def test_the_splits_share_neither_exercises_nor_students(held_out):
