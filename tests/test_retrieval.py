@@ -173,6 +173,22 @@ def test_student_retrieval_is_brute_force_over_the_students_own():
         assert [memory.id for memory in found] == [memory.interaction.id for memory in found]
 
 
+def test_what_has_no_question_is_never_found():
+    silent = [practised("S1", None, day) for day in (1, 3, 5)]
+    spoken = [practised("S1", "two?", 2), practised("S1", "four?", 4)]
+    memories = OwnMemories({"S1": silent + spoken, "S2": silent[:0], "S3": []}, FakeEmbedder())
+    assert {found.interaction.question for found in memories.retrieve("S1", "q", top_k=9)} == {
+        "two?",
+        "four?",
+    }
+    # as of a moment between them, and of one at which nothing was said
+    at_the_third = memories.retrieve("S1", "q", as_of="2026-01-03T09:00:00Z", top_k=9)
+    assert [found.interaction.question for found in at_the_third] == ["two?"]
+    assert memories.retrieve("S1", "q", as_of="2026-01-02T00:00:00Z") == []
+    only_silent = OwnMemories({"S1": silent}, FakeEmbedder())
+    assert only_silent.retrieve("S1", "q") == []
+
+
 def test_only_similar_memories_and_at_most_top_k_are_retrieved():
     embedder = FakeEmbedder()
     memories = OwnMemories({"S1": [practised("S1", f"{n}") for n in range(40)]}, embedder)

@@ -151,7 +151,8 @@ def test_the_id_is_the_hash_of_the_canonical_content():
         {"correct": 1},
         {"correct": "true"},
         {"skill": ""},
-        {"question": None},
+        {"question": ""},
+        {"tutor_correct": 1},
         {"mood": "good"},
         {"time": "2026-01-05 09:00:00"},
         {"time": "2026-01-05T09:00:00+01:00"},
@@ -454,3 +455,45 @@ def test_a_manner_is_kept_in_the_log_and_its_absence_leaves_no_trace(tmp_path):
     lines = (tmp_path / f"{plain.student_id}.jsonl").read_text().splitlines()
     assert "manner" not in lines[0] and '"style": "check_at_end"' in lines[1]
     assert log.read(plain.student_id) == [plain, told]
+
+
+# --- what logs of real students add ----------------------------------------------------------------------
+
+
+def test_lines_and_ids_of_logs_without_what_real_students_add_are_as_ever():
+    log, ids = MemoryLog(PROFILES_DIR / "memory"), []
+    for student in log.students():
+        lines = (log.folder / f"{student}.jsonl").read_text(encoding="utf-8").splitlines()
+        items = log.read(student)
+        assert [json.dumps(item.content, ensure_ascii=False) for item in items] == lines
+        ids += [item.id for item in items]
+    # of the 1,050 bundled interactions, as it was before interactions could be without a text
+    assert len(ids) == 1050 and ids[0] == "ce8a4511fccf7509"
+    assert hashlib.sha256("".join(ids).encode()).hexdigest()[:16] == "f6f6e385a3378b03"
+
+
+def test_an_interaction_without_text_says_so_and_its_key_must_be_there(tmp_path):
+    bare = Interaction(**FIELDS | {"chapter": None, "question": None, "error_type": None})
+    MemoryLog(tmp_path).append([bare])
+    (line,) = (tmp_path / "S1.jsonl").read_text().splitlines()
+    assert json.loads(line) == {**FIELDS, "chapter": None, "question": None, "error_type": None}
+    assert MemoryLog(tmp_path).read("S1") == [bare]
+    with pytest.raises(ValidationError, match="question"):
+        Interaction(**{key: value for key, value in FIELDS.items() if key != "question"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("student_answer", "8"),
+        ("tutor_said", "Count on from 4."),
+        ("tutor_strategy", "focus"),
+        ("tutor_correct", False),
+    ],
+)
+def test_what_a_student_wrote_and_a_tutor_said_is_kept_where_it_was_noted(tmp_path, field, value):
+    plain, told = Interaction(**FIELDS), Interaction(**FIELDS | {field: value})
+    assert field not in plain.content and told.content[field] == value
+    assert told.id != plain.id
+    MemoryLog(tmp_path).append([told])
+    assert MemoryLog(tmp_path).read("S1") == [told]

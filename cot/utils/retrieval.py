@@ -186,6 +186,8 @@ class _Shelf:
 class OwnMemories:
     """Each student's own memories, at any moment; their questions are embedded once, at the first use.
 
+    What has no question cannot resemble one, and is not among them.
+
     Args:
         histories: by student id.
         embedder: an `Embedder`.
@@ -239,10 +241,10 @@ class OwnMemories:
             ordered = in_time_order(self._histories.get(student_id, ()))
             if any(item.student_id != student_id for item in ordered):
                 raise ValueError(f"the history of {student_id} holds another student's interaction")
-            latest_first = ordered[::-1]
+            latest_first = [item for item in reversed(ordered) if item.question is not None]
             self._shelves[student_id] = _Shelf(
                 interactions=latest_first,
-                times=[item.time for item in ordered],
+                times=[item.time for item in reversed(latest_first)],
                 seconds=np.array([parse_time(item.time).timestamp() for item in latest_first]),
                 vectors=self._embedder.encode([item.question for item in latest_first]),
             )

@@ -39,6 +39,8 @@ STYLE_IN_WORDS = {
 HINT_IN_WORDS = {True: "a hint first", False: "no hint"}
 SupportLevel = Literal["worked_out", "guided", "brief"]  # the most support first
 SUPPORT_LEVELS: tuple[SupportLevel, ...] = get_args(SupportLevel)
+# Fields of an interaction that its line leaves out where they are null, so that older lines stay as they are.
+NOTED_OR_ABSENT = ("manner", "student_answer", "tutor_said", "tutor_strategy", "tutor_correct")
 
 
 def parse_time(value: str) -> datetime:
@@ -118,25 +120,32 @@ class Interaction(BaseModel):
     """One exercise that a student worked on. Unknown fields and loose types are refused.
 
     `error_type` is what went wrong, `what_helped` the explanation after which the student understood,
-    `manner` how the explanation was made that came before the answer.
+    `manner` how the explanation was made that came before the answer. `chapter` and `question` are null
+    where a log of real students has none. `correct` and `student_answer` are the student's; what a tutor,
+    a person or a model, said and whether that was right is `tutor_…`, and mastery never reads it.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     student_id: StudentId
     time: Annotated[str, AfterValidator(_checked_time)]
-    chapter: Text
+    chapter: Text | None
     skill: Text
-    question: Text
+    question: Text | None
     correct: bool
     error_type: Text | None = None
     what_helped: Text | None = None
     manner: Manner | None = None
+    student_answer: Text | None = None
+    tutor_said: Text | None = None
+    tutor_strategy: Text | None = None
+    tutor_correct: bool | None = None
 
     @property
     def content(self) -> dict:
-        """All fields, as a log's line holds them; `manner` where one was noted."""
-        return self.model_dump(exclude=None if self.manner else {"manner"})
+        """All fields, as a log's line holds them; those of `NOTED_OR_ABSENT` where they were noted."""
+        absent = {name for name in NOTED_OR_ABSENT if getattr(self, name) is None}
+        return self.model_dump(exclude=absent)
 
     @property
     def id(self) -> str:
