@@ -45,7 +45,7 @@ ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]  # side by side un
 AS_TRAINED = {"cot_prompt": COT_PROMPT, "chapters": ["all"], "max_new_tokens": None, "memory_tokens": 256}
 AS_TRAINED |= {"thinking": "auto", "chat_template_kwargs": None, "think_end": None}
 AS_TRAINED |= {"top_k": 2, "min_similarity": MIN_SIMILARITY, "memory_half_life": None}
-AS_TRAINED |= {"memory_level": None}
+AS_TRAINED |= {"memory_level": None, "mastery_parameters": None}
 GENERATED = ["generated:12"]  # the students of a policy that was trained for generated ones
 
 
@@ -142,6 +142,7 @@ def follow_students(
         UserError: no student has come as far as the chapters.
     """
     if args.dataset == "textbook":
+        from cot.utils.mastery_model import load_mastery_model
         from cot.utils.textbook import pick_chapters
         from rl.moments import walk_textbook
 
@@ -154,6 +155,7 @@ def follow_students(
             seed=args.seed,
             half_life_days=args.memory_half_life,
             truths=None if args.memory_level == "stated" else truths,
+            mastery_model=load_mastery_model(args.mastery_parameters),
         )
         if not moments:
             raise UserError(
@@ -172,6 +174,7 @@ def follow_students(
 
 def remember(args: argparse.Namespace, profiles: dict, truths: dict, histories: dict, embedder):
     """What each memory arm shows of these students."""
+    from cot.utils.mastery_model import load_mastery_model
     from cot.utils.memory_arms import MemoryArms
 
     return MemoryArms(
@@ -184,6 +187,7 @@ def remember(args: argparse.Namespace, profiles: dict, truths: dict, histories: 
         half_life_days=args.memory_half_life,
         level=args.memory_level,
         truths=truths,
+        mastery_model=load_mastery_model(args.mastery_parameters),
     )
 
 
@@ -286,6 +290,7 @@ def open_run(
 def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: dict, folder: Path) -> int:
     """Students, course, every tutor's walk, learning gains; returns the exit code."""
     from cot.utils.devices import pick_device
+    from cot.utils.mastery_model import load_mastery_model
     from cot.utils.records import add_metrics
     from cot.utils.sweeps import load_scorers
     from cot.utils.textbook import pick_chapters
@@ -299,6 +304,7 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
         return start_walk(truths, chapters, args.seed, args.practice * args.exercises_per_chapter)
 
     start()  # students without needs end here
+    mastery_model = load_mastery_model(args.mastery_parameters)
     scorers, device = load_scorers(), str(pick_device(args.device))
     count = len(policies) * len(course) * len(profiles)
     print(f"data:     textbook test, {len(course)} exercises for {len(profiles)} students")
@@ -317,6 +323,7 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
             "practice": args.practice,
             "policies": [[policy.name, policy.source.revision, arm_of(policy)] for policy in policies],
             "level": [args.memory_level, args.top_k, args.min_similarity, args.memory_half_life],
+            **({"mastery": mastery_model.fingerprint} if mastery_model else {}),
         },
     )
     with evaluation:

@@ -87,6 +87,7 @@ def place_students(args: argparse.Namespace, questions, arms, embedder) -> list[
 def run(args: argparse.Namespace) -> int:
     """Questions to retrieval to prompts to engine to metrics to results; returns the exit code."""
     from cot.utils.formats import prepare_models
+    from cot.utils.mastery_model import load_mastery_model
     from cot.utils.memory_arms import MemoryArms, PromptShape
     from cot.utils.model_names import family
     from cot.utils.models import choose_model
@@ -103,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     if "shuffled" in args.memory and len(profiles) < 2:
         raise UserError("--memory shuffled: needs a second profile whose memory can stand in")
     truths = load_truths(args.profiles_dir, profiles)
+    mastery_model = load_mastery_model(args.mastery_parameters)
     log = MemoryLog(args.profiles_dir / "memory")
     histories = {student: log.read(student) for student in profiles}
 
@@ -127,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         half_life_days=args.memory_half_life,
         level=args.memory_level,
         truths=truths,
+        mastery_model=mastery_model,
     )
     rows = []
     for index, moment in place_students(args, questions.questions, arms, scorers.embedder):

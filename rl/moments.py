@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from cot.utils.errors import UserError
 from cot.utils.files import dumps
 from cot.utils.mastery import DEFAULT_PARAMETERS, mastery_by_skill
+from cot.utils.mastery_model import MasteryModel, load_mastery_model
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.questions import Question, question_of
 from cot.utils.students import (
@@ -70,6 +71,7 @@ def load_arms(args: argparse.Namespace) -> MemoryArms:
         half_life_days=args.memory_half_life,
         level=args.memory_level,
         truths=truths,
+        mastery_model=load_mastery_model(args.mastery_parameters),
     )
 
 
@@ -220,6 +222,7 @@ def walk_textbook(
     seed: int,
     half_life_days: float | None = None,
     truths: Mapping[str, Profile] | None = None,
+    mastery_model: MasteryModel | None = None,
 ) -> tuple[list[Moment], dict[str, list[Interaction]]]:
     """Each student's way through the chapters up to the grade above the own one.
 
@@ -234,6 +237,7 @@ def walk_textbook(
         half_life_days: of forgetting; None for no forgetting.
         truths: what helps each student, whose explanations then have manners; None for students whom every
             explanation helps alike.
+        mastery_model: fitted to real students; None for tracing with the default parameters.
 
     Returns:
         The moments of the evaluated exercises, and what each student did: train exercises only.
@@ -241,6 +245,7 @@ def walk_textbook(
     evaluated = {
         chapter.id: generate_exercises(chapter, "test", exercises_per_chapter, seed) for chapter in chapters
     }
+    trace = mastery_model.mastery_by_skill if mastery_model else mastery_by_skill
     moments: list[Moment] = []
     histories: dict[str, list[Interaction]] = {}
     for name, profile in profiles.items():
@@ -259,7 +264,7 @@ def walk_textbook(
                         student_id=name,
                         number=number,
                         as_of=as_of,
-                        mastery=mastery_by_skill(history, half_life_days=half_life_days, as_of=as_of),
+                        mastery=trace(history, half_life_days=half_life_days, as_of=as_of),
                     )
                 )
                 history.append(student.answer(_draw_practice(chapter, rng, exercise.skill)))
@@ -365,7 +370,7 @@ def build_rows(
 
 
 def fingerprint_students(arms: MemoryArms) -> str:
-    """20 hexadecimal digits over the profiles, needs and memories of the run's students."""
+    """20 hexadecimal digits over the profiles, needs, memories and fitted mastery of the run's students."""
     content = [
         [
             profile.model_dump(),
@@ -374,6 +379,8 @@ def fingerprint_students(arms: MemoryArms) -> str:
         ]
         for student, profile in arms.profiles.items()
     ]
+    if arms.mastery_model is not None:
+        content.append([arms.mastery_model.fingerprint])
     return hashlib.sha256(dumps(content).encode()).hexdigest()[:20]
 
 

@@ -170,6 +170,32 @@ def past(student: str, day: str, question: str, **changes):
     return Interaction(student_id=student, time=f"{day}T09:00:00Z", question=question, **fields)
 
 
+def mastery_file(**changes) -> dict:
+    """A file of fitted mastery in which little counts: the log odds are .5 + 2 x log(1 + wins)."""
+    from cot.utils.mastery_model import CODES, NUMBERS
+
+    regression = {
+        "mean_right": 0.8,
+        "intercept": 0.5,
+        "numbers": dict.fromkeys(NUMBERS, 0.0) | {"wins": 2.0},
+        **{name: [0.0] * size for name, size in CODES.items()},
+        "skills": [
+            {"skill": "add", "answers": 9, "mean_right": 0.5, "intercept": 0.0, "wins": 0.0, "fails": 0.0}
+        ],
+    }
+    own = {"answers": 9, "p_init": 0.5, "p_transit": 0.2, "p_slip": 0.1, "p_guess": 0.25}
+    pooled = own | {"skill": "", "p_init": 0.4}
+    file = {
+        "schema_version": 1,
+        "predictor": "regression",
+        "fitted_on": {"answers": 9},
+        "regression": regression,
+        "tracing": {"pooled": pooled, "skills": [own | {"skill": "add"}]},
+        "evaluation": None,
+    }
+    return file | changes
+
+
 def make_completion(text: str, logprobs=(-0.1,), error: dict | None = None):
     """A generated text as an engine gives it, a token a log-probability."""
     from cot.utils.engine import Completion

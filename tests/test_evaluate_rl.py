@@ -20,6 +20,7 @@ from conftest import FIRST_KEYS, long_context, make_completion, make_tokenizer, 
 
 import evaluate_rl
 from cot.utils.cli import PROFILES_DIR
+from cot.utils.errors import UserError
 from cot.utils.mastery import mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt
 from cot.utils.records import make_record
@@ -254,6 +255,15 @@ def test_students_and_level_are_as_the_policy_was_trained(trained_for, flags, st
     }
     evaluate_rl.fill_from_run(args, [SimpleNamespace(config=config if trained_for else {})])
     assert (args.students, args.memory_level) == (students, level)
+
+
+@pytest.mark.parametrize(("named", "taken"), [([], "/trained.json"), (["/other.json"], "/other.json")])
+def test_fitted_mastery_is_that_of_the_training_unless_another_is_named(named, taken):
+    args = evaluate_rl.build_parser().parse_args([f"--mastery_parameters={name}" for name in named])
+    evaluate_rl.fill_from_run(args, [SimpleNamespace(config={"mastery_parameters": "/trained.json"})])
+    assert str(args.mastery_parameters) == taken
+    with pytest.raises(UserError, match=f"--mastery_parameters {taken}: No such file"):
+        evaluate_rl.remember(args, PROFILES, PROFILES, {}, embedder=None)
 
 
 # --- the script ------------------------------------------------------------------------------------------

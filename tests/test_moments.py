@@ -4,10 +4,13 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from conftest import mastery_file
 
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.errors import UserError
+from cot.utils.files import write_json
 from cot.utils.mastery import mastery_by_skill
+from cot.utils.mastery_model import MasteryModel
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape
 from cot.utils.questions import Question
 from cot.utils.students import MemoryLog, in_time_order, load_profiles
@@ -21,11 +24,13 @@ from rl.moments import (
     draw_arms,
     fingerprint_questions,
     fingerprint_students,
+    load_arms,
     load_students,
     textbook_moments,
     walk_textbook,
 )
 from rl.student_model import combinations, generate_student, needs_of
+from rl.train_rl_memory import parse_args
 
 CHAPTERS = pick_chapters(["addition", "subtraction"])
 TEMPLATES = {
@@ -104,6 +109,34 @@ def test_generated_students_are_others_in_an_evaluation_and_half_have_new_pairs(
 def test_a_wrong_number_of_generated_students_is_refused(students):
     with pytest.raises(UserError, match="expected generated:N with N of at least 2"):
         count_generated(students)
+
+
+def test_a_training_takes_the_mastery_that_was_fitted_and_is_another_run_with_it(tmp_path):
+    flags = ["--students", "S001", "S003", "--top_k", "0", "--memory_level", "stated"]
+    write_json(tmp_path / "m.json", mastery_file())
+    plain = load_arms(parse_args(flags))
+    fitted = load_arms(parse_args([*flags, "--mastery_parameters", str(tmp_path / "m.json")]))
+    assert plain.mastery_model is None and fitted.mastery_model.regression.intercept == 0.5
+    history = fitted.histories["S001"]
+    assert fitted.mastery("S001") == fitted.mastery_model.mastery_by_skill(history) != plain.mastery("S001")
+
+    write_json(tmp_path / "m.json", mastery_file(predictor="tracing"))
+    other = load_arms(parse_args([*flags, "--mastery_parameters", str(tmp_path / "m.json")]))
+    assert len({fingerprint_students(arms) for arms in (plain, fitted, other)}) == 3
+    # as it was for a run without the flag, before there was one
+    assert fingerprint_students(plain) == "561432d31e4c1d072b14"
+
+
+def test_a_walk_knows_the_mastery_that_was_fitted():
+    profiles = {name: load_profiles(PROFILES_DIR)[name] for name in ("S001", "S003")}
+    model = MasteryModel.model_validate(mastery_file())
+    walks = [walk_textbook(profiles, CHAPTERS, 2, 3, seed=0, mastery_model=each) for each in (None, model)]
+    (plain, history), (fitted, same) = walks
+    assert history == same
+    for before, after in zip(plain, fitted, strict=True):
+        past = in_time_order(history[after.student_id], after.as_of)
+        assert after.mastery == model.mastery_by_skill(past)
+        assert before.mastery == mastery_by_skill(past)
 
 
 def test_a_student_without_such_exercises_is_named(arms):

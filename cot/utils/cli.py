@@ -69,6 +69,11 @@ def batch_size(text: str) -> int | None:
     return None if text == "auto" else number(int, 1)(text)
 
 
+def absolute_path(text: str) -> Path:
+    """A path that means the same file wherever it is read again, for argparse's `type`."""
+    return Path(text).resolve()
+
+
 def json_object(text: str) -> dict:
     """A JSON object, for argparse's `type`.
 
@@ -287,6 +292,13 @@ def add_memory_flags(parser: argparse.ArgumentParser) -> None:
         type=number(float, 1e-3),
         metavar="DAYS",
         help="days after which half of what a student has learned is forgotten; without this flag nothing is",
+    )
+    group.add_argument(
+        "--mastery_parameters",
+        type=absolute_path,
+        metavar="FILE.json",
+        help="tell mastery as a model fitted to real students expects the next answer (rl/fit_mastery.py);"
+        " without this flag it is traced with the default parameters",
     )
 
 

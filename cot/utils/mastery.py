@@ -5,7 +5,7 @@ from the log (`as_of`), and adding what is already there changes nothing.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from cot.utils.errors import UserError
@@ -60,12 +60,47 @@ def update_mastery(p: float, correct: bool, parameters: BKTParameters = DEFAULT_
     return posterior + (1 - posterior) * parameters.p_transit
 
 
+def expect_right(mastery: float, parameters: BKTParameters = DEFAULT_PARAMETERS) -> float:
+    """P(the next answer is right) of a student who knows the skill with a probability, in [0, 1].
+
+    >>> round(expect_right(0.3), 3), round(expect_right(0.95), 3)  # .3 * .9 + .7 * .2, .95 * .9 + .05 * .2
+    (0.41, 0.865)
+    """
+    return mastery * (1 - parameters.p_slip) + (1 - mastery) * parameters.p_guess
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a fitted model expects of a student in a skill.
+
+    Attributes:
+        p_right: calibrated probability that the next answer is right.
+        is_fitted: answers in this skill were among those that the model was fitted on.
+    """
+
+    p_right: float
+    is_fitted: bool = True
+
+    @property
+    def mastery(self) -> float:
+        """The P(known) at which the default parameters expect as much, in [0, 1]: one scale for all.
+
+        >>> round(Estimate(0.41).mastery, 3), round(Estimate(0.865).mastery, 3), Estimate(0.1).mastery
+        (0.3, 0.95, 0.0)
+        """
+        low, high = expect_right(0.0), expect_right(1.0)
+        return min(1.0, max(0.0, (self.p_right - low) / (high - low)))
+
+
 @dataclass(frozen=True)
 class SkillState:
+    """Where a student stands with a skill; `estimate` where a fitted model says so."""
+
     skill: str
     mastery: float
     exercises: int
     right: int
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +144,7 @@ def mastery_by_skill(
     parameters: BKTParameters = DEFAULT_PARAMETERS,
     half_life_days: float | None = None,
     as_of: str = END,
+    by_skill: Mapping[str, BKTParameters] | None = None,
 ) -> dict[str, float]:
     """P(L') of each practised skill after its last exercise, in [0, 1], in the order of first practice.
 
@@ -119,19 +155,25 @@ def mastery_by_skill(
         interactions: of one student, in any order.
         half_life_days: None for no forgetting.
         as_of: only what happened strictly earlier counts; `end` for all, as of the last interaction's time.
+        by_skill: parameters of skills that have their own.
     """
     if half_life_days is not None and not 0 < half_life_days < math.inf:
         raise UserError(f"--memory_half_life: expected a number of days above 0, got {half_life_days}")
     ordered = in_time_order(interactions, as_of)
     state: dict[str, tuple[float, str]] = {}
 
+    def parameters_of(skill: str) -> BKTParameters:
+        return by_skill.get(skill, parameters) if by_skill else parameters
+
     def fade(skill: str, until: str) -> float:
         p, since = state[skill]
-        return parameters.p_init + (p - parameters.p_init) * fading(since, until, half_life_days)
+        p_init = parameters_of(skill).p_init
+        return p_init + (p - p_init) * fading(since, until, half_life_days)
 
     for item in ordered:
-        before = fade(item.skill, item.time) if item.skill in state else parameters.p_init
-        state[item.skill] = (update_mastery(before, item.correct, parameters), item.time)
+        own = parameters_of(item.skill)
+        before = fade(item.skill, item.time) if item.skill in state else own.p_init
+        state[item.skill] = (update_mastery(before, item.correct, own), item.time)
     return {skill: fade(skill, last_moment(ordered, as_of)) for skill in state}
 
 
@@ -140,6 +182,7 @@ def consolidate(
     as_of: str = END,
     half_life_days: float | None = None,
     parameters: BKTParameters = DEFAULT_PARAMETERS,
+    estimates: Mapping[str, Estimate] | None = None,
 ) -> Memory:
     """The semantic memory of one student, as of a moment.
 
@@ -149,6 +192,7 @@ def consolidate(
 
     Args:
         interactions, as_of, half_life_days: as in `mastery_by_skill`.
+        estimates: of every practised skill, by a fitted model; None for tracing with `parameters`.
 
     Raises:
         ValueError: interactions of more than one student.
@@ -156,10 +200,22 @@ def consolidate(
     ordered = in_time_order(interactions, as_of)
     if len({item.student_id for item in ordered}) > 1:
         raise ValueError("one memory is one student's: got interactions of several")
-    mastery = mastery_by_skill(ordered, parameters, half_life_days, as_of)
-    by_skill = {skill: [item for item in ordered if item.skill == skill] for skill in mastery}
+    if estimates is None:
+        mastery = mastery_by_skill(ordered, parameters, half_life_days, as_of)
+    else:
+        mastery = {skill: estimate.mastery for skill, estimate in estimates.items()}
+
+    by_skill: dict[str, list[Interaction]] = {skill: [] for skill in mastery}
+    for item in ordered:
+        by_skill[item.skill].append(item)
     skills = [
-        SkillState(skill, mastery[skill], len(items), sum(item.correct for item in items))
+        SkillState(
+            skill=skill,
+            mastery=mastery[skill],
+            exercises=len(items),
+            right=sum(item.correct for item in items),
+            estimate=estimates[skill] if estimates else None,
+        )
         for skill, items in by_skill.items()
     ]
     now = last_moment(ordered, as_of)
@@ -223,6 +279,8 @@ def render_memory(memory: Memory, skill: str | None = None) -> list[str]:
     ['Skill at hand, mastered: 0.98 after 4 exercises.']
     >>> render_memory(sort_skills([]), "carry")
     ['Skill at hand, new: no exercise yet.']
+    >>> render_memory(sort_skills([SkillState("carry", 0.76, 4, 3, Estimate(0.73))]), "carry")
+    ['Skill at hand, in progress: next answer right with 0.73 after 4 exercises, 3 right.']
     """
     lines: list[tuple[str, str]] = []
 
@@ -230,7 +288,7 @@ def render_memory(memory: Memory, skill: str | None = None) -> list[str]:
         for s in states:
             plural = "" if s.exercises == 1 else "s"
             right = "" if label == "Mastered" else f", {s.right} right"
-            state = f"{s.mastery:.2f} after {s.exercises} exercise{plural}{right}"
+            state = f"{_told(s)} after {s.exercises} exercise{plural}{right}"
             if s.skill == skill:
                 lines.append((skill, f"Skill at hand, {label.lower()}: {state}."))
             else:
@@ -249,6 +307,14 @@ def render_memory(memory: Memory, skill: str | None = None) -> list[str]:
         lines.append((e.skill, f"Helped with {_readable(e.skill)} ({count}): {' '.join(e.text.split())}"))
     tell("Mastered", memory.mastered)
     return [line for _, line in sorted(lines, key=lambda entry: entry[0] != skill)]
+
+
+def _told(state: SkillState) -> str:
+    """The number of a skill's line: P(known), or what a fitted model expects of the next answer."""
+    if state.estimate is None:
+        return f"{state.mastery:.2f}"
+    unknown = "" if state.estimate.is_fitted else " (a guess: no one's answers in it were fitted)"
+    return f"next answer right with {state.estimate.p_right:.2f}{unknown}"
 
 
 def _readable(name: str) -> str:

@@ -21,6 +21,7 @@ from cot.utils.cli import MEMORY_LEVELS, MIN_SIMILARITY
 from cot.utils.fidelity import CHECKABLE_PREFERENCES
 from cot.utils.manners import record_manners, render_manner, render_record
 from cot.utils.mastery import Memory, consolidate, mastery_by_skill, render_memory
+from cot.utils.mastery_model import MasteryModel
 from cot.utils.prompts import Prompt, body_tokens, build_prompt, fit_lines
 from cot.utils.questions import Question
 from cot.utils.retrieval import OwnMemories, RetrievedMemory
@@ -113,6 +114,7 @@ class MemoryArms:
         level: what a memory tells of how the student is to be taught, one of `MEMORY_LEVELS`: its wishes in
             words, what worked as a record, or nothing but past exercises, each with its manner.
         truths: against which texts are judged, where that is more than the profiles say; never shown.
+        mastery_model: fitted to real students; None for tracing with the default parameters.
     """
 
     def __init__(
@@ -126,7 +128,9 @@ class MemoryArms:
         half_life_days: float | None = None,
         level: str = MEMORY_LEVELS[0],
         truths: Mapping[str, Profile] | None = None,
+        mastery_model: MasteryModel | None = None,
     ) -> None:
+        self.mastery_model = mastery_model
         self.level, self.truths = level, dict(truths or profiles)
         self.profiles, self.histories = dict(profiles), histories
         self._seed, self._top_k, self._min_similarity = seed, top_k, min_similarity
@@ -159,8 +163,15 @@ class MemoryArms:
         """P(known) of each skill that the student has practised before a moment."""
         key = student_id, as_of
         if key not in self._mastery:
-            history = self.histories.get(student_id, ())
-            self._mastery[key] = mastery_by_skill(history, half_life_days=self._half_life_days, as_of=as_of)
+            history, model, days = (
+                self.histories.get(student_id, ()),
+                self.mastery_model,
+                self._half_life_days,
+            )
+            if model is None:
+                self._mastery[key] = mastery_by_skill(history, half_life_days=days, as_of=as_of)
+            else:
+                self._mastery[key] = model.mastery_by_skill(history, days, as_of)
         return self._mastery[key]
 
     def shift_times(self, moments: Iterable[Moment]) -> None:
@@ -256,8 +267,13 @@ class MemoryArms:
         """The student's consolidated memory as of a moment."""
         key = student_id, as_of
         if key not in self._consolidated:
-            history = self.histories.get(student_id, ())
-            self._consolidated[key] = consolidate(history, as_of, self._half_life_days)
+            history, model, days = (
+                self.histories.get(student_id, ()),
+                self.mastery_model,
+                self._half_life_days,
+            )
+            estimates = None if model is None else model.estimate(history, days, as_of)
+            self._consolidated[key] = consolidate(history, as_of, days, estimates=estimates)
         return self._consolidated[key]
 
 
