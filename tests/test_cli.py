@@ -25,6 +25,8 @@ SCRIPTS = [
     "rl/train_rl_memory.py",
     "rl/run_experiment.py",
     "rl/simulate_students.py",
+    "rl/import_students.py",
+    "rl/fit_mastery.py",
     "rl/warm_start.py",
     "evaluate_rl.py",
 ]
@@ -78,6 +80,13 @@ def test_flags_parse_to_values():
     assert args.seed == 3
     assert (args.top_k, args.min_similarity, args.memory_tokens, args.memory_half_life) == (2, 0.2, 256, None)
     assert make_parser().parse_args(["--batch_size", "7"]).batch_size == 7
+
+
+def test_a_file_of_fitted_mastery_is_recorded_so_that_it_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = make_parser().parse_args(["--mastery_parameters", "m.json"])
+    assert flags_of(args)["mastery_parameters"] == str(tmp_path / "m.json")
+    assert flags_of(make_parser().parse_args([]))["mastery_parameters"] is None
 
 
 def test_the_record_of_the_flags_is_json_and_without_debug():

@@ -22,6 +22,8 @@ ROOM_OF = {  # the README that documents a script's flags
     "rl/train_rl_memory.py": "rl",
     "rl/run_experiment.py": "rl",
     "rl/simulate_students.py": "rl",
+    "rl/import_students.py": "rl",
+    "rl/fit_mastery.py": "rl",
     "rl/warm_start.py": "rl",
     "evaluate_rl.py": "rl",
 }
@@ -54,6 +56,8 @@ def section_of(script: str) -> str:
         "rl/run_experiment.py": "## The experiment",
         "evaluate_rl.py": "## The evaluation",
         "rl/simulate_students.py": "## Simulated students",
+        "rl/import_students.py": "## Real students",
+        "rl/fit_mastery.py": "## Fitted mastery",
     }
     text = read(ROOM_OF[script])
     if script not in headings:
@@ -284,3 +288,28 @@ def test_the_jq_lines_of_the_evaluation_run(evaluation):
     verdicts, tables = run_lines(block.strip().split("\n"), evaluation)
     assert "Does memory help at inference? base: undecided" in verdicts
     assert list(json.loads(tables)) == ["base", "ipo"]
+
+
+# --- the files of real students
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> Path:
+    """A folder of eight students with eight answers each, and what is fitted to it in `mastery.json`."""
+    folder = tmp_path_factory.mktemp("imported")
+    rows = [f'{n},"{",".join("12" * 4)}","{",".join(format(n * 29 % 256, "08b"))}"' for n in range(1, 9)]
+    (folder / "answers.csv").write_text("uid,concepts,responses\n" + "\n".join([*rows, "9,-1,-1"]) + "\n")
+    flags = ["--format", "pykt", "--input", folder / "answers.csv", "--profiles_dir", folder]
+    assert run_here(importlib.import_module("rl.import_students").main, *flags)[0] == 0
+    flags = ["--input", folder, "--output", folder / "mastery.json", "--evaluate"]
+    assert run_here(importlib.import_module("rl.fit_mastery").main, *flags)[0] == 0
+    return folder
+
+
+def test_every_key_of_an_import_and_a_fit_is_documented(imported):
+    report, fitted = (read_strictly(imported / name) for name in ("memory/import.json", "mastery.json"))
+    assert report["left_out"] and fitted["evaluation"]
+    assert undocumented(report, section_of("rl/import_students.py")) == []
+    assert undocumented(fitted, section_of("rl/fit_mastery.py")) == []
+    (line, *_) = (imported / "memory" / "1.jsonl").read_text().splitlines()
+    assert undocumented(json.loads(line), read("profiles")) == []
