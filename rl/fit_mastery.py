@@ -3,7 +3,7 @@
 
 Two predictors: a logistic regression over a student's counts, ratings and last outcomes (in the manner of PFA
 and Best-LR, with scikit-learn; `cot/utils/mastery_model.py` says what it reads), and Bayesian knowledge
-tracing fitted for each skill by expectation maximization. The scripts show one of them in place of the
+tracing fitted for each skill by expectation maximization. The scripts show the better one in place of the
 default mastery where they are given the file as `--mastery_parameters`.
 
 Reads `<input>/memory/*.jsonl`, of which `skill`, `correct` and the order count. Writes a JSON file:
@@ -41,9 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="FILE.json", help="the file to write")
     add(
         "--predictor",
-        default="regression",
-        choices=["regression", "tracing"],
-        help="which of the two prompts show",
+        default="auto",
+        choices=["auto", "regression", "tracing"],
+        help="which of the two prompts show; auto is the one with the lower log loss on a fifth of the"
+        " students, fitted to the others",
     )
     add("--evaluate", action="store_true", help="score the predictors on students held out")
     add(
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="with --evaluate: score on these students; without this flag in five folds of --input",
     )
-    add("--seed", type=number(int, 0), default=0, help="of the folds")
+    add("--seed", type=number(int, 0), default=0, help="of the folds, the first of which decides for auto")
     add("--debug", action="store_true", help="print the traceback of an error, too")
     return parser
 
@@ -70,23 +71,46 @@ def fit(answers: "Answers") -> dict:
     return {"regression": regression, "tracing": tracing}
 
 
-def describe_data(folder: Path, answers: "Answers") -> dict:
-    """What a model was fitted on."""
+def compare_predictors(answers: "Answers", seed: int) -> dict[str, float]:
+    """Mean log loss in nats of both, fitted to four fifths of the students, on the last one.
+
+    Raises:
+        UserError: too few students.
+    """
+    from rl.answers import FOLDS, draw_folds
+    from rl.mastery_fit import fit_regression, fit_tracing, predict_regression, predict_tracing
+    from rl.mastery_scores import log_losses
+
+    if answers.students < FOLDS:
+        got = f"--input has {answers.students}"
+        raise UserError(f"--predictor auto: it needs {FOLDS} students, {got}; name one of the two")
+    folds = draw_folds(answers.students, seed)
+    fitting, held_out = answers.of(folds != 0), answers.of(folds == 0)
+    predicted = {
+        "regression": predict_regression(fit_regression(fitting), held_out),
+        "tracing": predict_tracing(fit_tracing(fitting), held_out),
+    }
+    return {name: float(log_losses(held_out.correct, p).mean()) for name, p in predicted.items()}
+
+
+def describe_data(folder: Path, answers: "Answers", losses: Mapping | None) -> dict:
+    """What a model was fitted on, and how its predictor was chosen."""
     import sklearn
 
     return {
-        "folder": str(folder.resolve()),
+        "folder": str(folder),
         "students": answers.students,
         "answers": len(answers),
         "skills": len(answers.skills),
         "right": float(answers.correct.mean()),
         "content": answers.fingerprint,
+        "held_out_log_loss": losses,
         "finished": timestamp(),
         "scikit_learn": sklearn.__version__,
     }
 
 
-def evaluate(args: argparse.Namespace, answers: "Answers", fitted: dict) -> dict:
+def evaluate(args: argparse.Namespace, answers: "Answers", fitted: dict, predictor: str) -> dict:
     """The scores of every predictor on students on whom it was not fitted, and their picture."""
     from rl.answers import FOLDS, read_answers, use_skills
     from rl.mastery_figures import draw_mastery
@@ -95,7 +119,7 @@ def evaluate(args: argparse.Namespace, answers: "Answers", fitted: dict) -> dict
     if args.test:
         held_out = use_skills(read_answers(args.test, "--test"), answers.skills)
         predicted = predict_all(answers, held_out, fitted["regression"], fitted["tracing"])
-        on: dict = {"folder": str(args.test.resolve()), "content": held_out.fingerprint, "folds": None}
+        on: dict = {"folder": str(args.test), "content": held_out.fingerprint, "folds": None}
     else:
         if answers.students < FOLDS:
             raise UserError(
@@ -103,12 +127,12 @@ def evaluate(args: argparse.Namespace, answers: "Answers", fitted: dict) -> dict
             )
         held_out = answers
         predicted = predict_folds(answers, args.seed)
-        on = {"folder": str(args.input.resolve()), "content": answers.fingerprint, "folds": FOLDS}
+        on = {"folder": str(args.input), "content": answers.fingerprint, "folds": FOLDS}
     if held_out.correct.all() or not held_out.correct.any():
         raise UserError("--evaluate: all held-out answers are right, or all are wrong: nothing to tell apart")
 
     scores = score_all(held_out, predicted)
-    shown = {"regression": "regression", "tracing": "fitted_tracing"}[args.predictor]
+    shown = {"regression": "regression", "tracing": "fitted_tracing"}[predictor]
     print(draw_mastery(held_out, predicted, scores, shown, args.output.with_suffix(".png")))
     return {"on": on, **scores, "states": judge_states(held_out, predicted[shown])}
 
@@ -146,11 +170,18 @@ def run(args: argparse.Namespace) -> int:
         f"{len(answers)} answers of {answers.students} students in {len(answers.skills)} skills", flush=True
     )
     fitted = fit(answers)
-    model = MasteryModel(predictor=args.predictor, fitted_on=describe_data(args.input, answers), **fitted)
+    predictor, losses = args.predictor, None
+    if predictor == "auto":
+        losses = compare_predictors(answers, args.seed)
+        predictor = min(losses, key=losses.__getitem__)
+        told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        print(f"predictor: {predictor} (log loss on a fifth of the students held out: {told})", flush=True)
+    described = describe_data(args.input, answers, losses)
+    model = MasteryModel(predictor=predictor, fitted_on=described, **fitted)
     write_json(args.output, model.model_dump())
 
     if args.evaluate:
-        evaluation = evaluate(args, answers, fitted)
+        evaluation = evaluate(args, answers, fitted, predictor)
         write_json(args.output, model.model_dump() | {"evaluation": evaluation})
         print(render_scores(evaluation), flush=True)
         for row in evaluation["states"]:

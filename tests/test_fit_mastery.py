@@ -301,7 +301,7 @@ def test_the_script_writes_a_file_that_prompts_can_use(logs, tmp_path):
     assert process.returncode == 0, process.stderr_text
     assert "480 answers of 40 students in 2 skills" in process.stdout_text
     model = load_mastery_model(tmp_path / "m.json")
-    assert (model.predictor, model.evaluation) == ("regression", None)
+    assert (model.predictor, model.evaluation) == ("tracing", None)
     assert {name: model.fitted_on[name] for name in ("students", "answers", "skills")} == {
         "students": 40,
         "answers": 480,
@@ -309,6 +309,26 @@ def test_the_script_writes_a_file_that_prompts_can_use(logs, tmp_path):
     }
     history = MemoryLog(logs / "fitting" / "memory").read("S003")
     assert set(model.estimate(history)) == {"easy", "hard"}
+
+
+def test_the_predictor_that_prompts_show_is_the_better_one_on_students_held_out(tmp_path):
+    # answers of knowledge tracing, and answers that depend on the student alone
+    write_logs(tmp_path / "tracing", simulate(students=60, length=6, seed=7))
+    rng = random.Random(0)
+    able = [rng.choice((0.1, 0.9)) for _ in range(60)]
+    texts = [" ".join(f"{rng.choice('ab')}{int(rng.random() < p)}" for _ in range(20)) for p in able]
+    write_logs(tmp_path / "regression", answers_of(*texts, skills=("a", "b")))
+    for better in ("tracing", "regression"):
+        code, stdout, _ = run_here(main, "--input", tmp_path / better, "--output", tmp_path / "m.json")
+        model = load_mastery_model(tmp_path / "m.json")
+        losses = model.fitted_on["held_out_log_loss"]
+        assert (code, model.predictor, min(losses, key=losses.get)) == (0, better, better)
+        assert f"predictor: {better} (log loss on a fifth of the students held out: regression" in stdout
+        # one that is named is not compared
+        flags = ["--input", tmp_path / better, "--output", tmp_path / "m.json", "--predictor", "regression"]
+        assert run_here(main, *flags)[0] == 0
+        named = load_mastery_model(tmp_path / "m.json")
+        assert (named.predictor, named.fitted_on["held_out_log_loss"]) == ("regression", None)
 
 
 @pytest.mark.parametrize("on_test", [False, True])
@@ -352,8 +372,12 @@ def test_the_same_logs_give_the_same_file(logs, tmp_path):
         ),
         (["--input", "right", "--output", "m.json"], "all answers are right, or all are wrong"),
         (
-            ["--input", "few", "--output", "m.json", "--evaluate"],
+            ["--input", "few", "--output", "m.json", "--evaluate", "--predictor", "tracing"],
             "--evaluate: 5 folds need 5 students, --input has 2",
+        ),
+        (
+            ["--input", "few", "--output", "m.json"],
+            "--predictor auto: it needs 5 students, --input has 2; name one",
         ),
         (["--input", "torn", "--output", "m.json"], "torn/memory/S000.jsonl: line 1: not JSON"),
     ],

@@ -239,7 +239,7 @@ def show(history, model, skill="add") -> list[str]:
 def test_a_prompt_tells_the_chance_of_the_next_answer_with_its_evidence():
     lines = show(practised(1, 1, 0), make_model())
     # .5 + 2 ln 3: odds 14.84, chance .937, above .865
-    assert "Skill at hand, mastered: next answer right with 0.94 after 3 exercises." in lines
+    assert "Skill at hand, mastered: next answer right with 0.94 after 3 exercises, 2 right." in lines
     lines = show(practised(0), make_model(), skill="sub")
     # .5 + 0: chance .622, between .41 and .865
     assert "Skill at hand, new: no exercise yet." in lines

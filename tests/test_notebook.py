@@ -19,7 +19,9 @@ def test_outputs_are_stripped():
 def test_the_samples_are_small_result_files():
     for pattern in ("results_temp_*.json", "evaluation/results_temp_*.json", "metrics.jsonl"):
         assert list(SAMPLES.glob(pattern))
-    for path in SAMPLES.rglob("*.json"):
+    fitted = json.loads((SAMPLES / "mastery.json").read_text())
+    assert fitted["evaluation"]["answers"] == fitted["fitted_on"]["answers"]
+    for path in SAMPLES.rglob("results_temp_*.json"):
         document = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
         assert document["status"] == "success" and document["schema_version"] == 3
         assert list(document)[-1] == "results" and document["results"]
@@ -46,6 +48,6 @@ def test_the_notebook_runs_without_model_or_network_and_draws_every_figure(tmp_p
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     images = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(images) == 5
+    assert len(images) == 6
     assert "answers of sweeps" in outputs[0]["text"] and not outputs[0]["text"].startswith("0 ")
     assert not [output for output in outputs if output.get("name") == "stderr"]

@@ -287,7 +287,7 @@ def render_memory(memory: Memory, skill: str | None = None) -> list[str]:
     def tell(label: str, states: Iterable[SkillState]) -> None:
         for s in states:
             plural = "" if s.exercises == 1 else "s"
-            right = "" if label == "Mastered" else f", {s.right} right"
+            right = "" if label == "Mastered" and s.estimate is None else f", {s.right} right"
             state = f"{_told(s)} after {s.exercises} exercise{plural}{right}"
             if s.skill == skill:
                 lines.append((skill, f"Skill at hand, {label.lower()}: {state}."))
