@@ -110,6 +110,15 @@ def describe_data(folder: Path, answers: "Answers", losses: Mapping | None) -> d
     }
 
 
+def refuse_shared_students(fitting: Path, test: Path) -> None:
+    """Stops where a student is among those fitted on and those held out."""
+    from cot.utils.students import MemoryLog
+
+    shared = set.intersection(*(set(MemoryLog(folder / "memory").students()) for folder in (fitting, test)))
+    if shared:
+        raise UserError(f"--test {test}: student {min(shared)} is in --input, too; expected other students")
+
+
 def evaluate(args: argparse.Namespace, answers: "Answers", fitted: dict, predictor: str) -> dict:
     """The scores of every predictor on students on whom it was not fitted, and their picture."""
     from rl.answers import FOLDS, read_answers, use_skills
@@ -117,6 +126,7 @@ def evaluate(args: argparse.Namespace, answers: "Answers", fitted: dict, predict
     from rl.mastery_scores import judge_states, predict_all, predict_folds, score_all
 
     if args.test:
+        refuse_shared_students(args.input, args.test)
         held_out = use_skills(read_answers(args.test, "--test"), answers.skills)
         predicted = predict_all(answers, held_out, fitted["regression"], fitted["tracing"])
         on: dict = {"folder": str(args.test), "content": held_out.fingerprint, "folds": None}

@@ -51,11 +51,11 @@ def answers_of(*students: str, skills=("a",)) -> Answers:
     return Answers(np.array(student), np.array(skill), np.array(correct), tuple(skills))
 
 
-def write_logs(folder, answers: Answers) -> None:
+def write_logs(folder, answers: Answers, prefix: str = "S") -> None:
     """The answers as logs of students S000, S001, …, an answer a minute."""
     items = [
         Interaction(
-            student_id=f"S{student:03}",
+            student_id=f"{prefix}{student:03}",
             time=f"2026-01-01T{place // 60:02}:{place % 60:02}:00Z",
             chapter=None,
             skill=answers.skills[skill],
@@ -292,10 +292,11 @@ def test_the_states_judged_are_those_that_a_prompt_tells():
 def logs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
     write_logs(folder / "fitting", simulate(students=40, length=6, seed=5))
-    write_logs(folder / "test", simulate(students=15, length=6, seed=6))
+    write_logs(folder / "test", simulate(students=15, length=6, seed=6), prefix="T")
     return folder
 
 
+@pytest.mark.slow
 def test_the_script_writes_a_file_that_prompts_can_use(logs, tmp_path):
     process = run_script("rl/fit_mastery.py", "--input", logs / "fitting", "--output", tmp_path / "m.json")
     assert process.returncode == 0, process.stderr_text

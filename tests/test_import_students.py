@@ -391,6 +391,7 @@ def test_a_file_given_twice_is_not_counted_twice(tmp_path):
     assert (code, stderr) == (2, "error: --input input_1: it holds the same as input_0\n")
 
 
+@pytest.mark.slow
 def test_a_mistyped_format_is_answered_before_any_library_loads():
     process = run_script(SCRIPT, "--format", "pickt", "--input", "a", "--profiles_dir", "b")
     assert process.returncode == 2
@@ -425,6 +426,7 @@ def many_students(count: int) -> str:
     return f"fold,uid,concepts,responses\n{rows}"
 
 
+@pytest.mark.slow
 def test_an_import_that_was_killed_goes_on_and_writes_nothing_twice(tmp_path):
     path = tmp_path / "many.csv"
     path.write_text(many_students(600))
