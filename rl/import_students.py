@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cot.utils.cli import OneLineParser, script_frame
-from cot.utils.errors import EXIT_OK, UserError
+from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError
 from cot.utils.files import dumps, lock_file, write_json
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class StudentFolder:
                         raise UserError(f"{path}: it holds something else; name a new --profiles_dir")
                     file.write(content[len(there) :])
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from error
+            raise UserError(f"{path}: cannot write: {error.strerror}", EXIT_UNEXPECTED) from error
         return content.count(b"\n") - there[: len(content)].count(b"\n")
 
 

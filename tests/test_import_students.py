@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -452,6 +453,24 @@ def test_an_import_that_was_killed_goes_on_and_writes_nothing_twice(tmp_path):
     run_here(main, *flags[:-1], tmp_path / "whole")
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert run_here(main, *flags)[0] == 0 and report_of(tmp_path / "killed")["new"] == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_the_import_goes_on_when_there_is_room(tmp_path):
+    path = tmp_path / "many.csv"
+    path.write_text(many_students(3))
+    flags = ["--format", "pykt", "--input", path, "--profiles_dir", tmp_path / "out"]
+
+    def fill_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    process = run_script(SCRIPT, *flags, before=fill_disk)
+    assert process.returncode == 1
+    message = f"error: {tmp_path}/out/memory/S0.jsonl: cannot write: File too large"
+    assert process.stderr_text.splitlines()[-1] == message
+    assert run_here(main, *flags)[0] == 0
+    run_here(main, *flags[:-1], tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_files_cut_anywhere_are_made_whole_again(tmp_path):

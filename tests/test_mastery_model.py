@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from conftest import mastery_file, past
+from conftest import mastery_file, past, run_here
 
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.errors import UserError
@@ -222,6 +222,17 @@ def test_the_fingerprint_is_that_of_what_decides_the_estimates():
     assert make_model(predictor="tracing").fingerprint != make_model().fingerprint
     other = MasteryModel.model_validate(damaged("regression.intercept", 0.25))
     assert other.fingerprint != make_model().fingerprint
+
+
+@pytest.mark.slow
+def test_a_sweep_refuses_the_file_before_any_model_loads(tmp_path):
+    from cot.run_baseline_faiss import main
+
+    (tmp_path / "m.json").write_text("{}")
+    flags = ["--mastery_parameters", tmp_path / "m.json", "--model_name", tmp_path / "no_model"]
+    code, stdout, stderr = run_here(main, *flags)
+    assert (code, stdout) == (2, "")
+    assert stderr == f"error: --mastery_parameters {tmp_path}/m.json: predictor: missing\n"
 
 
 # --- what a prompt says -----------------------------------------------------------------------------------
