@@ -56,6 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_peft": False,
     },
 }
+EPISODES = {"top_k": 4, "memory_tokens": 256}  # where past exercises are all that there is to learn from
 GENERATED = ["generated:256"]  # the students to train for
 THINKING_LENGTH = 2048  # tokens of a completion with reasoning, where no flag says otherwise
 # Fields of GRPOConfig with a flag of their own: naming one under --grpo would contradict it.
@@ -166,7 +167,8 @@ def fill_preset(args: argparse.Namespace) -> None:
 
         args.weights = dict(DEFAULT_WEIGHTS if args.preset == "gpu" else TUTOR_WEIGHTS)
 
-    for name, value in PRESETS[args.preset].items():
+    shown = EPISODES if args.memory_level == "episodes" else {}
+    for name, value in (PRESETS[args.preset] | shown).items():
         if getattr(args, name) in (None, "auto"):
             setattr(args, name, value)
 

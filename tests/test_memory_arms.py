@@ -6,6 +6,7 @@ import pytest
 from conftest import past
 
 from cot.utils.cli import PROFILES_DIR
+from cot.utils.errors import UserError
 from cot.utils.memory_arms import (
     MemoryArms,
     Moment,
@@ -232,6 +233,11 @@ def test_episodes_tell_what_happened_and_draw_no_conclusion(embedder):
     assert text.count("Explained with every line begins with its equation; no hint. Answered right.") >= 1
 
 
+def test_episodes_without_past_exercises_are_refused(embedder):
+    with pytest.raises(UserError, match="--memory_level episodes: --top_k 0 leaves nothing"):
+        MemoryArms(load_profiles(PROFILES_DIR), {}, embedder, seed=0, level="episodes")
+
+
 def test_the_history_knows_nothing_of_the_future(embedder):
     text = shown_at(embedder, "history", as_of="2026-01-02T09:00:00Z")
     assert "guiding questions, each followed by its answer (0 of 1 right)" in text and "equation" not in text
@@ -255,9 +261,8 @@ def test_what_texts_are_judged_by_stands_in_no_prompt(embedder):
     profiles = load_profiles(PROFILES_DIR)
     hidden = profiles["S001"].model_copy(update={"explanation_style": "check_at_end", "notes": "canary"})
     for level in ("stated", "history", "episodes"):
-        arms = MemoryArms(
-            profiles, {"S001": TRIED}, embedder, seed=0, level=level, truths=profiles | {"S001": hidden}
-        )
+        truths = profiles | {"S001": hidden}
+        arms = MemoryArms(profiles, {"S001": TRIED}, embedder, seed=0, top_k=1, level=level, truths=truths)
         arms.shift_times(cross(["S001", "S002"], [ASKED], arms))
         for arm in ("own", "shuffled", "random"):
             text = "\n".join(arms.show(arms.moment("S001", ASKED), arm).lines)

@@ -25,6 +25,14 @@ def test_a_preset_fills_what_the_user_left_open():
     assert gpu.weights == {"correct": 1.0}
 
 
+def test_episodes_bring_past_exercises_and_room_for_them():
+    for preset in ("cpu", "gpu"):
+        args = settings("--preset", preset, "--memory_level", "episodes")
+        assert (args.top_k, args.memory_tokens) == (4, 256)
+    named = settings("--preset", "cpu", "--memory_level", "episodes", "--top_k", "2")
+    assert (named.top_k, named.memory_tokens) == (2, 256)
+
+
 @pytest.mark.parametrize(
     ("flags", "students", "level"),
     [

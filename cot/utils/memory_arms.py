@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cot.utils.cli import MEMORY_LEVELS, MIN_SIMILARITY
+from cot.utils.errors import UserError
 from cot.utils.fidelity import CHECKABLE_PREFERENCES
 from cot.utils.manners import record_manners, render_manner, render_record
 from cot.utils.mastery import Memory, consolidate, mastery_by_skill, render_memory
@@ -115,6 +116,9 @@ class MemoryArms:
             words, what worked as a record, or nothing but past exercises, each with its manner.
         truths: against which texts are judged, where that is more than the profiles say; never shown.
         mastery_model: fitted to real students; None for tracing with the default parameters.
+
+    Raises:
+        UserError: episodes without past exercises.
     """
 
     def __init__(
@@ -131,6 +135,8 @@ class MemoryArms:
         mastery_model: MasteryModel | None = None,
     ) -> None:
         self.mastery_model = mastery_model
+        if level == "episodes" and not top_k:
+            raise UserError("--memory_level episodes: --top_k 0 leaves nothing to learn from; name a number")
         self.level, self.truths = level, dict(truths or profiles)
         self.profiles, self.histories = dict(profiles), histories
         self._seed, self._top_k, self._min_similarity = seed, top_k, min_similarity
