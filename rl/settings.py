@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 64,
         "learning_rate": 3e-4,
         "beta": 0.1,
-        "max_steps": 60,
+        "max_steps": 100,
         "max_completion_length": 96,
         "max_prompt_length": 512,
         "memory_tokens": 48,
@@ -92,7 +92,7 @@ def in_presets(name: str) -> str:
     """What the presets say of a flag, for its help text.
 
     >>> in_presets("max_steps")
-    '500 on a GPU, 60 on a CPU'
+    '500 on a GPU, 100 on a CPU'
     """
     gpu, cpu = PRESETS["gpu"][name], PRESETS["cpu"][name]
     if isinstance(gpu, list):
