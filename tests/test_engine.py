@@ -241,6 +241,31 @@ def test_out_of_memory_at_one_row_is_that_rows_error(tiny_llama):
     assert completions[0].token_ids == ()
 
 
+class ShortLlama(LimitedLlama):
+    """The same where a pass has too many tokens a row."""
+
+    tokens_that_fit = 40
+
+    def forward(self, input_ids=None, **kwargs):
+        self.rows_that_fit = 99 if input_ids.shape[1] <= self.tokens_that_fit else 0
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+def test_a_row_that_fits_in_no_batch_leaves_the_others_their_batch_size(tiny_llama):
+    model, tokenizer = tiny_llama
+    limited = ShortLlama(model.config).eval()
+    limited.load_state_dict(model.state_dict())
+    lengths = [5, 60, 6, 7, 8, 9, 50, 10, 11, 12]
+    requests = [Request(tuple(range(10, 10 + length)), 0.0, str(length)) for length in lengths]
+    engine = TransformersEngine(limited, tokenizer, 4, batch_size=4)
+    batches = list(engine.generate(requests))
+    assert [len(batch) for batch in batches] == [1, 1, 4, 4]  # the longest first: 4 and 2 rows fail, then 1
+    assert engine.batch_size == 4
+    got = dict(pair for batch in batches for pair in batch)
+    assert [i for i in range(10) if got[i].error] == [1, 6]
+    assert {got[i].error["type"] for i in (1, 6)} == {"out_of_memory"}
+
+
 def test_another_runtime_error_is_not_taken_for_out_of_memory(tiny_llama):
     model, tokenizer = tiny_llama
     model = copy.deepcopy(model)

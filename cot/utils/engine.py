@@ -90,7 +90,8 @@ class TransformersEngine:
         model: a causal language model in eval mode, on its device.
         tokenizer: for decoding and for the end tokens.
         max_new_tokens: length at which a text is cut.
-        batch_size: rows decoded together; None sizes it by the device. Halved for good when memory ends.
+        batch_size: rows decoded together; None sizes it by the device. Halved when memory ends, but not for a
+            row that fits in no batch.
     """
 
     def __init__(self, model, tokenizer, max_new_tokens: int, batch_size: int | None = None) -> None:
@@ -119,6 +120,7 @@ class TransformersEngine:
         queue = [i for i in range(len(requests)) if i not in errors]
         queue.sort(key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, i))
 
+        fitted = self.batch_size  # of the last batch that was decoded
         while queue:
             batch = self._take_batch(queue, requests)
             try:
@@ -131,10 +133,12 @@ class TransformersEngine:
             if completions is None:  # outside the handler, whose traceback keeps the batch's tensors alive
                 if self.model.device.type == "cuda":
                     torch.cuda.empty_cache()
-                self.batch_size = max(1, len(batch) // 2)
                 if len(batch) > 1:
+                    self.batch_size = len(batch) // 2
                     continue
                 completions = [Completion(error={"type": "out_of_memory", "message": message})]
+                self.batch_size = fitted  # what one row needs says nothing about the others
+            fitted = self.batch_size
 
             queue = queue[len(batch) :]
             yield list(zip(batch, completions, strict=True))
