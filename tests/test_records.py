@@ -8,9 +8,10 @@ from conftest import FIRST_KEYS, make_completion
 from cot.utils import records
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.memory_arms import Moment, StudentMemory
+from cot.utils.metrics import load_spacy
 from cot.utils.prompts import Prompt
 from cot.utils.questions import Question
-from cot.utils.records import make_record
+from cot.utils.records import add_metrics, make_record
 from cot.utils.rows import Row
 from cot.utils.students import load_profiles
 
@@ -119,3 +120,21 @@ def test_a_text_on_which_a_check_fails_keeps_its_text_and_says_why(monkeypatch):
     assert record["generated_text"] == TEXT
     assert record["correct"] is None and record["fidelity"] is None and record["output_tokens"] is None
     assert list(record) == list(make(make_completion("", error={"type": "x", "message": "y"})))
+
+
+def test_a_text_on_which_a_metric_fails_costs_its_record_alone():
+    class Embedder:
+        def encode(self, texts):
+            if any("odd" in text for text in texts):
+                raise IndexError("no token")
+            return [[1.0, 0.0]] * len(texts)
+
+    texts = ["1 + 1 = 2", "two", "an odd one", "3 + 4 = 7", "#### 8"]
+    records = [make(make_completion(text)) for text in texts]
+    add_metrics(records, Embedder(), load_spacy())
+    failed = records.pop(2)
+    assert failed["error"] == {"type": "scoring", "message": "IndexError: no token"}
+    assert failed["generated_text"] == "an odd one"
+    assert [failed[key] for key in ("semantic_similarity", "reasoning_steps", "entity_overlap")] == [None] * 3
+    assert all(record["error"] is None and record["semantic_similarity"] == 1.0 for record in records)
+    assert [record["reasoning_steps"] for record in records] == [1, 1, 1, 0]

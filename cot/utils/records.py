@@ -4,10 +4,11 @@ A record says what was asked, what came back and how it scored; README of `cot/`
 thinking model `generated_text` is what follows the reasoning, and so is whatever is measured of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from cot.utils.answers import score_answer
+from cot.utils.devices import is_out_of_memory
 from cot.utils.encoding import encode_data
 from cot.utils.errors import TEXT_ERRORS
 from cot.utils.fidelity import constraint_report, copying, names_student
@@ -29,6 +30,8 @@ from cot.utils.thinking import Split
 
 DECIMALS = 6  # of every real number in a record: below it lies the noise of float32 sums
 
+Measure = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]  # (texts, golds) to values
+
 
 def make_record(row, prompt: Prompt, completion, profile: Profile | None) -> dict:
     """An answer as a record; what `add_metrics` computes over many answers stands as null.
@@ -43,9 +46,12 @@ def make_record(row, prompt: Prompt, completion, profile: Profile | None) -> dic
     try:
         return _make_record(row, prompt, completion, profile)
     except TEXT_ERRORS as failure:
-        error = {"type": "scoring", "message": f"{type(failure).__name__}: {failure}"}
-        unscored = replace(completion, text="", error=error)
+        unscored = replace(completion, text="", error=_scoring_error(failure))
         return _make_record(row, prompt, unscored, profile) | {"generated_text": completion.text}
+
+
+def _scoring_error(failure: Exception) -> dict:
+    return {"type": "scoring", "message": f"{type(failure).__name__}: {failure}"}
 
 
 def _make_record(row, prompt: Prompt, completion, profile: Profile | None) -> dict:
@@ -94,6 +100,8 @@ def _make_record(row, prompt: Prompt, completion, profile: Profile | None) -> di
 def add_metrics(records: Sequence[dict], embedder, nlp) -> None:
     """Fills in the metrics that are cheaper over all answers at once, in place.
 
+    A text on which one of them fails has the failure as its record's `error`.
+
     Args:
         embedder: a `retrieval.Embedder`.
         nlp: a spaCy pipeline with entities and sentences.
@@ -101,14 +109,31 @@ def add_metrics(records: Sequence[dict], embedder, nlp) -> None:
     valid = [record for record in records if record["error"] is None]
     texts = [record["generated_text"] for record in valid]
     golds = [record["gold_solution"] for record in valid]
-    columns: dict[str, Sequence[float | None]] = {
-        "semantic_similarity": semantic_similarity(texts, golds, embedder),
-        "reasoning_steps": count_steps(texts, nlp),
-        "entity_overlap": entity_overlap(texts, golds, nlp),
+    metrics: dict[str, Measure] = {
+        "semantic_similarity": lambda texts, golds: semantic_similarity(texts, golds, embedder),
+        "reasoning_steps": lambda texts, _: count_steps(texts, nlp),
+        "entity_overlap": lambda texts, golds: entity_overlap(texts, golds, nlp),
     }
-    for metric, values in columns.items():
-        for record, value in zip(valid, values, strict=True):
-            record[metric] = rounded(value)
+    for metric, measure in metrics.items():
+        for record, value in zip(valid, _measure(measure, texts, golds), strict=True):
+            if isinstance(value, Exception):
+                record["error"] = _scoring_error(value)
+                record |= dict.fromkeys(metrics)
+            elif record["error"] is None:
+                record[metric] = rounded(value)
+
+
+def _measure(measure: Measure, texts: Sequence[str], golds: Sequence[str]) -> list:
+    """A value for each text, or the exception that it raises: the texts are halved to find it."""
+    try:
+        return list(measure(texts, golds))
+    except TEXT_ERRORS as failure:
+        if is_out_of_memory(failure):  # the machine's, not the text's
+            raise
+        if len(texts) == 1:
+            return [failure]
+    half = len(texts) // 2
+    return _measure(measure, texts[:half], golds[:half]) + _measure(measure, texts[half:], golds[half:])
 
 
 def add_base_likelihood(records: Sequence[dict], engine, prompts: Mapping[tuple, Prompt]) -> None:
