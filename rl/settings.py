@@ -67,6 +67,7 @@ SAME_NAMES = (
 )
 FLAG_OF_FIELD = {
     **{name: f"--{name}" for name in SAME_NAMES},
+    "eval_strategy": "--eval_every",
     "gradient_accumulation_steps": "--prompts_per_step",
     "num_train_epochs": "--max_steps",
     "resume_from_checkpoint": "--resume",
@@ -208,7 +209,7 @@ def parse_grpo(entries: Iterable[str]) -> dict:
     fields takes ten seconds to import.
 
     Raises:
-        UserError: a field that has a flag of its own, or no `=`.
+        UserError: a field that has a flag of its own, no `=`, or a temperature that samples nothing.
 
     >>> parse_grpo(["temperature=0.5", "optim=adamw_torch", "bf16=false"])
     {'temperature': 0.5, 'optim': 'adamw_torch', 'bf16': False}
@@ -224,6 +225,9 @@ def parse_grpo(entries: Iterable[str]) -> dict:
             options[key] = json.loads(value)
         except ValueError:
             options[key] = value
+    temperature = options.get("temperature", 1.0)
+    if not isinstance(temperature, int | float) or not temperature > 0:
+        raise UserError(f"--grpo temperature={temperature}: expected a number above 0")
     return options
 
 

@@ -121,7 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--eval_size", type=number(int, 0), default=64, help="held-out exercises answered now and again")
     add("--eval_every", type=whole, default=20, help="steps between two of these evaluations")
     add("--sample_every", type=whole, default=10, help="steps between two samples in completions.jsonl")
-    add("--seed", type=number(int, 0), default=0, help="seed of the data, the adapter and sampling")
+    add(
+        "--seed", type=number(int, 0, 2**32 - 1), default=0, help="seed of the data, the adapter and sampling"
+    )
     add("--debug", action="store_true", help="print the traceback of an error, too")
     return parser
 

@@ -81,6 +81,9 @@ def test_a_mistyped_config_file_is_refused(content, message, tmp_path):
         ("beta=0.1", "set by the flag --beta"),
         ("gradient_accumulation_steps=2", "set by the flag --prompts_per_step"),
         ("temperature", "expected KEY=VALUE"),
+        ("temperature=0", "temperature=0: expected a number above 0"),
+        ("temperature=hot", "temperature=hot: expected a number above 0"),
+        ("eval_strategy=steps", "set by the flag --eval_every"),
     ],
 )
 def test_a_grpo_entry_that_cannot_be_meant_is_refused(entry, message):

@@ -104,6 +104,8 @@ def test_a_default_that_depends_on_the_machine_is_printed_with_both_values():
     ("argv", "message"),
     [
         (["--grpo", "temperature"], "expected KEY=VALUE"),
+        (["--grpo", "temperature=0"], "--grpo temperature=0: expected a number above 0"),
+        (["--seed", "99999999999"], "at most 4.29497e+09"),
         (["--reward_weights", "corect=1"], "--reward_weights corect=1"),
         (["--num_generations", "1"], "at least 2"),
         (["--loss_type", "bogus"], "invalid choice"),
