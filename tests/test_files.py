@@ -224,6 +224,18 @@ def test_a_torn_last_line_is_dropped_with_a_warning_and_a_broken_one_before_it_n
         open_journal(tmp_path, "key", {})
 
 
+def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+    code = "import resource, signal, sys; from pathlib import Path\n"
+    code += "from cot.utils.files import append_json_lines, write_json\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    code += "for write, value in ((append_json_lines, ['x' * 200]), (write_json, 'x' * 200)):\n"
+    code += "    try: write(Path(sys.argv[1]), value)\n"
+    code += "    except OSError as error: print(error.filename, error.strerror)"
+    path = tmp_path / "a.jsonl"
+    assert run_python(code, path).stdout == f"{path} File too large\n" * 2
+
+
 OPEN = "import os, sys; from pathlib import Path; from cot.utils.files import open_journal\n"
 OPEN += "journal = open_journal(Path(sys.argv[1]), 'key', {})\n"
 

@@ -364,7 +364,7 @@ def test_a_full_disk_leaves_readable_files_and_the_same_command_finishes(tiny_fo
 
     full = run_script("cot/run_baseline_cot.py", *flags, before=small_files)
     assert full.returncode == 1, full.stderr_text
-    assert full.stderr_text.count("\n") == 1 and "File too large" in full.stderr_text
+    assert re.fullmatch(r"error: \S+/tiny/\w\S+\.jsonl?: File too large\n", full.stderr_text)
     for path in (tmp_path / "out").rglob("results_*.json"):
         read_strictly(path)
     code, stdout, stderr = run_here(run_baseline_cot.main, *flags)

@@ -12,7 +12,8 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,16 +62,17 @@ def write_json(path: Path, value: object) -> None:
     Raises:
         OSError: the disk is full or the folder is gone; the previous content is untouched.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(dumps(value, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)  # gone already where it became the file
+    with _named_in_errors(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(dumps(value, indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes it private
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)  # gone already where it became the file
 
 
 def read_text(path: Path) -> str:
@@ -122,10 +124,24 @@ def read_json_lines(path: Path) -> list[tuple[int, Any]]:
 
 def append_json_lines(path: Path, records: Iterable[object]) -> None:
     """Adds one line of strict JSON for each record; returns when all of them lie on the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(f"{dumps(record)}\n" for record in records))
+    _append(path, "".join(f"{dumps(record)}\n" for record in records))
+
+
+def _append(path: Path, text: str) -> None:
+    with _named_in_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    """Lets an `OSError` name the file: the operating system names none where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def timestamp() -> str:
