@@ -191,10 +191,12 @@ def test_a_script_ends_with_its_own_exit_code_or_with_one_line_and_an_errors(bod
     assert (done.returncode, done.stderr) == (code, line)
 
 
-@pytest.mark.parametrize("body", ["raise UserError('wrong')", "raise ValueError('wrong')"])
-def test_debug_shows_the_traceback(body):
+@pytest.mark.parametrize(
+    ("body", "code"), [("raise UserError('wrong')", 2), ("raise ValueError('wrong')", 1)]
+)
+def test_debug_shows_the_traceback_and_leaves_the_exit_code(body, code):
     done = run_body(body, debug=True)
-    assert done.returncode == 1
+    assert done.returncode == code
     assert "Traceback" in done.stderr and "wrong" in done.stderr
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -343,7 +344,7 @@ def script_frame(debug: bool) -> Iterator[Outcome]:
     """Runs a script's body: an error becomes one line on standard error and an exit code.
 
     Args:
-        debug: let a `UserError` and its traceback through.
+        debug: print an error's traceback, too.
 
     Yields:
         What the body sets its exit code on. An error in the body sets the error's own.
@@ -359,7 +360,7 @@ def script_frame(debug: bool) -> Iterator[Outcome]:
         outcome.exit_code = error.exit_code
     except UserError as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         outcome.exit_code = error.exit_code
 
