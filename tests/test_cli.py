@@ -51,6 +51,7 @@ def make_parser():
         ["--temperatures", "inf"],
         ["--temperatures", "0.6", "0.60"],
         ["--temperatures", "0", "-0.0"],
+        ["--temperatures", "0.33333333"],  # no record would have it
         ["--temperatures"],
         ["--subset_size", "2.5"],
         ["--batch_size", "0"],

@@ -19,6 +19,7 @@ DATA_DIR = REPO_ROOT / "data"
 PROFILES_DIR = REPO_ROOT / "profiles"
 BASE = "base"  # the policy that the trained ones began with
 MEMORY_LEVELS = ("stated", "history", "episodes")
+TEMPERATURE_DECIMALS = 6  # as every real number in a record
 MIN_SIMILARITY = 0.2  # cosine below which a past exercise is left out of a memory
 COT_PROMPT = (
     "Solve the problem step by step, one short step on each line. "
@@ -61,8 +62,14 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
 
 
 def temperature(text: str) -> float:
-    """A sampling temperature: 0 is greedy; negative, infinite and NaN are refused."""
-    return number(float, 0.0, 10.0)(text) + 0.0  # + 0.0 turns -0.0 into 0.0
+    """A sampling temperature: 0 is greedy; negative, infinite and NaN are refused.
+
+    So are more decimals than a record keeps, whose answers no result file would find again.
+    """
+    value = number(float, 0.0, 10.0)(text) + 0.0  # + 0.0 turns -0.0 into 0.0
+    if value != round(value, TEMPERATURE_DECIMALS):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at most {TEMPERATURE_DECIMALS} decimals")
+    return value
 
 
 def batch_size(text: str) -> int | None:
