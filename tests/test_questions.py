@@ -64,6 +64,7 @@ def test_a_subset_is_the_first_n_and_shuffling_is_seeded(jsonl):
         ("a.jsonl", "\n\n[1]\n", "line 3: expected an object, got list"),
         ("a.json", "{}", "expected a list of objects, got dict"),
         ("a.json", "[{", "not JSON"),
+        ("a.json", "[" + "1" * 5000 + "]", "not JSON: Exceeds the limit"),
         ("a.json", '[{"question": "a", "answer": "#### 1"}, 3]', "record 1: expected an object, got int"),
     ],
 )

@@ -171,7 +171,7 @@ def _read_file(path: Path) -> Iterator[Question]:
     else:
         try:
             data = json.loads(read_text(path))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON: {error}") from error
         if not isinstance(data, list):
             raise UserError(f"{path}: expected a list of objects, got {type(data).__name__}")
