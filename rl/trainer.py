@@ -152,6 +152,7 @@ def make_evaluator(
     accuracy; fidelity; style, the explanation style alone; support_fit; copying; names_student, all in
     [0, 1]; and output_tokens. With `base_file` also breakage: the share of what the first policy had right
     and this one has wrong, None where nothing was right. An answer that failed counts as wrong in everything.
+    One for which memory ran out says nothing about the policy: it is left out, with a warning.
 
     Args:
         arm: the memory that the prompts show.
@@ -193,21 +194,31 @@ def make_evaluator(
             "names_student": "names_student",
             "output_tokens": "output_tokens",
         }
+        answered = [record for record in records if not _ran_out_of_memory(record)]
+        if len(answered) < len(records):
+            lost = len(records) - len(answered)
+            print(f"warning: memory ran out for {lost} of {len(records)} held-out answers", flush=True)
         means = {
-            name: round(statistics.fmean(float(record[key] or 0) for record in records), 4)
+            name: round(statistics.fmean(float(record[key] or 0) for record in answered), 4)
+            if answered
+            else None
             for name, key in columns.items()
         }
         if base_file is None:
             return means
 
-        right = [bool(record["correct"]) for record in records]
+        right = [None if _ran_out_of_memory(record) else bool(record["correct"]) for record in records]
         if not base_file.exists():
             write_json(base_file, {"correct": right})
         before = read_json(base_file)["correct"]
-        broken = [not now for now, then in zip(right, before, strict=True) if then]
+        broken = [not now for now, then in zip(right, before, strict=True) if then and now is not None]
         return means | {"breakage": round(statistics.fmean(broken), 4) if broken else None}
 
     return evaluate
+
+
+def _ran_out_of_memory(record: dict) -> bool:
+    return record["error"] is not None and record["error"]["type"] == "out_of_memory"
 
 
 class Recorder(TrainerCallback):

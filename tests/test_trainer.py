@@ -61,6 +61,7 @@ def record(correct, fidelity=0.5, tokens=10):
         "copying": 0.0,
         "names_student": False,
         "output_tokens": tokens,
+        "error": None,
     }
 
 
@@ -99,3 +100,34 @@ def test_an_answer_that_failed_counts_as_wrong_in_everything(evaluator):
     scores = evaluate(torch.nn.Linear(1, 1))
     assert scores.pop("breakage") is None  # nothing was right before
     assert set(scores.values()) == {0.0}
+
+
+def test_held_out_answers_for_which_memory_ran_out_are_left_out(tiny_llama, tmp_path, capsys):
+    """The third of four, whose prompt is the longest, and then all of them."""
+    from test_engine import ShortLlama
+
+    model, tokenizer = tiny_llama
+    limited = ShortLlama(model.config).eval()
+    limited.load_state_dict(model.state_dict())
+    arms = MemoryArms(load_profiles(PROFILES_DIR), {}, embedder=None, seed=0)
+    questions = [Question(str(n), f"{'1 + ' * 12 * (n == 2)}{n}?", "#### 123456") for n in range(4)]
+    evaluate = make_evaluator(
+        tokenizer=tokenizer,
+        arms=arms,
+        moments=[arms.moment("S001", question) for question in questions],
+        arm="none",
+        shape=PromptShape("Solve.", memory_tokens=200),
+        max_prompt_tokens=None,
+        max_new_tokens=4,
+        seed=5,
+        base_file=tmp_path / "eval_base.json",
+    )
+    limited.tokens_that_fit = 35  # of "Solve.", the question and "Answer:" the third has more
+    first = evaluate(limited)
+    assert "warning: memory ran out for 1 of 4 held-out answers" in capsys.readouterr().out
+    assert json.loads((tmp_path / "eval_base.json").read_text()) == {"correct": [False, False, None, False]}
+    assert first["output_tokens"] > 0 and first["accuracy"] == 0.0
+
+    limited.tokens_that_fit = 0
+    nothing = evaluate(limited)
+    assert set(nothing.values()) == {None}
