@@ -17,6 +17,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from cot.utils.mastery import AT_HAND
 from cot.utils.memory_arms import NEEDED_LINES, MemoryArms, Moment, StudentMemory
 from cot.utils.questions import question_of
 from cot.utils.students import END, SUPPORT_LEVELS, Profile, SupportLevel
@@ -204,7 +205,7 @@ def tell_other_state(
 ) -> StudentMemory:
     """The memory with another line about the skill at hand."""
     line, _ = draw_skill_line(moment.question.skill, rng, level)
-    lines = [line if shown.startswith("Skill at hand, ") else shown for shown in own.lines]
+    lines = [line if shown.startswith(AT_HAND) else shown for shown in own.lines]
     return replace(own, arm="other_state", lines=tuple(lines))
 
 

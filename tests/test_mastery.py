@@ -1,6 +1,7 @@
 """Mastery against arithmetic and pyBKT; consolidation is a replayable function of the log."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from importlib.util import find_spec
 from unittest import mock
@@ -19,6 +20,7 @@ from cot.utils.mastery import (
     consolidate,
     mastery_by_skill,
     render_memory,
+    sort_skills,
     update_mastery,
 )
 from cot.utils.students import Interaction, in_time_order
@@ -250,3 +252,11 @@ def test_the_memory_reads_as_short_lines_most_relevant_first():
         *lines,
     ]
     assert render_memory(consolidate([])) == []
+
+
+def test_the_state_of_the_skill_at_hand_comes_first_also_where_it_is_mastered_in_spite_of_errors():
+    errors = (Evidence("add", "forgot_to_carry", 2, "2026-01-02T09:00:00Z"),)
+    memory = replace(sort_skills([SkillState("add", 0.97, 9, 7)]), recurring_errors=errors)
+    first, second = render_memory(memory, "add")
+    assert first == "Skill at hand, mastered: 0.97 after 9 exercises."
+    assert second.startswith("Recurring error in add: forgot to carry")

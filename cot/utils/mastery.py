@@ -16,6 +16,7 @@ RECURRING_FROM = 2  # one occurrence is not a pattern
 RESOLVED_AFTER_SUCCESSES = 3  # right answers in the skill since the error's last occurrence
 FADED_BELOW = 0.25  # with a half-life: one occurrence, two half-lives old
 SECONDS_PER_DAY = 86_400
+AT_HAND = "Skill at hand, "  # how the line about an exercise's own skill begins
 
 
 @dataclass(frozen=True)
@@ -290,13 +291,13 @@ def render_memory(memory: Memory, skill: str | None = None) -> list[str]:
             right = "" if label == "Mastered" and s.estimate is None else f", {s.right} right"
             state = f"{_told(s)} after {s.exercises} exercise{plural}{right}"
             if s.skill == skill:
-                lines.append((skill, f"Skill at hand, {label.lower()}: {state}."))
+                lines.append((skill, f"{AT_HAND}{label.lower()}: {state}."))
             else:
                 lines.append((s.skill, f"{label}: {_readable(s.skill)} ({state})."))
 
     practised = {s.skill for s in (*memory.struggling, *memory.in_progress, *memory.mastered)}
     if skill is not None and skill not in practised:
-        lines.append((skill, "Skill at hand, new: no exercise yet."))
+        lines.append((skill, f"{AT_HAND}new: no exercise yet."))
     tell("Struggling", memory.struggling)
     tell("In progress", memory.in_progress)
     for e in memory.recurring_errors:
@@ -306,7 +307,9 @@ def render_memory(memory: Memory, skill: str | None = None) -> list[str]:
         count = "once" if e.count == 1 else f"{e.count} times"
         lines.append((e.skill, f"Helped with {_readable(e.skill)} ({count}): {' '.join(e.text.split())}"))
     tell("Mastered", memory.mastered)
-    return [line for _, line in sorted(lines, key=lambda entry: entry[0] != skill)]
+    # the state of the skill at hand before all else, whichever state it is
+    ordered = sorted(lines, key=lambda entry: (entry[0] != skill, not entry[1].startswith(AT_HAND)))
+    return [line for _, line in ordered]
 
 
 def _told(state: SkillState) -> str:
