@@ -172,8 +172,14 @@ def follow_students(
     return cross(list(profiles), questions, arms), logs, source
 
 
-def remember(args: argparse.Namespace, profiles: dict, truths: dict, histories: dict, embedder):
-    """What each memory arm shows of these students."""
+def remember(
+    args: argparse.Namespace, profiles: dict, truths: dict, histories: dict, embedder, mastery_model=None
+):
+    """What each memory arm shows of these students.
+
+    Args:
+        mastery_model: of `--mastery_parameters`, where it is loaded already.
+    """
     from cot.utils.mastery_model import load_mastery_model
     from cot.utils.memory_arms import MemoryArms
 
@@ -187,7 +193,7 @@ def remember(args: argparse.Namespace, profiles: dict, truths: dict, histories: 
         half_life_days=args.memory_half_life,
         level=args.memory_level,
         truths=truths,
-        mastery_model=load_mastery_model(args.mastery_parameters),
+        mastery_model=mastery_model or load_mastery_model(args.mastery_parameters),
     )
 
 
@@ -332,7 +338,9 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
             policies,
             start=start,
             course=course,
-            remember=lambda histories: remember(args, profiles, truths, histories, scorers.embedder),
+            remember=lambda histories: remember(
+                args, profiles, truths, histories, scorers.embedder, mastery_model
+            ),
         )
         path, document = evaluation.finish(
             measure=lambda records: add_metrics(records, scorers.embedder, scorers.nlp),

@@ -153,7 +153,7 @@ def load_checkpoint(path: Path, args, weights, optimizer, schedule, rng: random.
         UserError: it is no checkpoint, or one of other flags.
     """
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True)  # tensors, numbers and texts: nothing in it can run
         written_by = state["flags"]
     except (OSError, RuntimeError, KeyError, EOFError, UnpicklingError) as error:
         raise UserError(f"{path}: no checkpoint of this script; remove it to begin anew") from error

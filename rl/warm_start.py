@@ -90,6 +90,7 @@ def make_tokenizer(texts: list[str], vocab_size: int):
     from transformers import PreTrainedTokenizerFast
 
     from cot.utils.fidelity import CHECKABLE_PREFERENCES
+    from cot.utils.mastery import AT_HAND
     from cot.utils.prompts import FENCE_CLOSE, FENCE_MARK, FENCE_OPEN, MEMORY_NOTE
     from cot.utils.students import STYLE_IN_WORDS
 
@@ -109,7 +110,7 @@ def make_tokenizer(texts: list[str], vocab_size: int):
     tokenizer.add_tokens([*fixed, "Explanation style: ", *STYLE_IN_WORDS.values()])
     tokenizer.add_tokens(["Prefers: ", *CHECKABLE_PREFERENCES, "What worked best: "])
     states = ("struggling", "in progress", "mastered", "new")
-    tokenizer.add_tokens([f"Skill at hand, {state}: " for state in states])
+    tokenizer.add_tokens([f"{AT_HAND}{state}: " for state in states])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
