@@ -13,7 +13,7 @@ whatever it writes. Under one fixed model it does.
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -109,7 +109,9 @@ class TransformersEngine:
         """Yields after each batch its pairs of (index in `requests`, completion); each index exactly once.
 
         Prompts that do not fit the context come first, as errors. The rest goes from the longest prompt to
-        the shortest: memory runs out at once or not at all, and rows of like length share a batch.
+        the shortest: memory runs out at once or not at all, and rows of like length share a batch. Equal
+        requests are decoded once: a prompt without memory is the same for every student, and so is a
+        greedy text every time.
 
         Args:
             watch: told after each step of a batch how many tokens it has and how many rows go on.
@@ -117,8 +119,13 @@ class TransformersEngine:
         errors = {i: error for i, request in enumerate(requests) if (error := self._refuse(request))}
         if errors:
             yield [(i, Completion(error=error)) for i, error in errors.items()]
-        queue = [i for i in range(len(requests)) if i not in errors]
-        queue.sort(key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, i))
+        equal: dict[Request, list[int]] = {}
+        for i, request in enumerate(requests):
+            if i not in errors:
+                drawn = request if request.temperature else replace(request, seed_key="")
+                equal.setdefault(drawn, []).append(i)
+        sharing = {indices[0]: indices for indices in equal.values()}
+        queue = sorted(sharing, key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, i))
 
         fitted = self.batch_size  # of the last batch that was decoded
         while queue:
@@ -141,7 +148,7 @@ class TransformersEngine:
             fitted = self.batch_size
 
             queue = queue[len(batch) :]
-            yield list(zip(batch, completions, strict=True))
+            yield [(i, text) for first, text in zip(batch, completions, strict=True) for i in sharing[first]]
 
     def _refuse(self, request: Request) -> dict | None:
         length = len(request.prompt_ids)
