@@ -53,9 +53,8 @@ def load_base(args, source: ModelSource, processes, tokenizer=None):
     """
     # of a model that is spread over devices, the trainer brings each part to its place
     device = "cpu" if weights_are_sharded() else str(processes.device)
-    # where all weights are trained on a GPU, they are the optimizer's and stay float32, as on a CPU
-    all_weights = args.preset == "gpu" and not args.use_peft
-    dtype = "float32" if all_weights or device == "cpu" else "auto"
+    # half of the bits will do for weights that stay as they are; those that an optimizer moves need all
+    dtype = "auto" if args.use_peft else "float32"
     model, tokenizer = load_model(source, device, dtype, tokenizer)
 
     set_aside = make_generation_neutral(model, tokenizer)
