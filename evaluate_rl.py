@@ -31,6 +31,7 @@ from cot.utils.cli import (
     OneLineParser,
     add_generation_flags,
     add_memory_flags,
+    add_retry_flag,
     add_template_flags,
     number,
     script_frame,
@@ -96,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, default=DATA_DIR, help="results lie in <output_dir>/evaluation/")
     add("--fail_on_error", type=number(float, 0.0, 1.0), default=0.05, help="exit 3 above this share")
+    add_retry_flag(add)
     add("--debug", action="store_true", help="print the traceback of an error, too")
     return parser
 
@@ -357,6 +359,8 @@ def run(args: argparse.Namespace) -> int:
     from rl.runs import resolve_policies
 
     # who is asked what: a wrong flag ends here, before anything heavy loads
+    if args.closed_loop and args.retry_failed:
+        raise UserError("--retry_failed: not with --closed_loop, where later prompts follow from each answer")
     policies = resolve_policies(args.base, args.trained)
     fill_from_run(args, policies)
     profiles, logs, truths = choose_students(args)

@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--debug", action="store_true", help="print the traceback of an error, too")
     # how the held-out exercises are answered is no choice: all arms and seeds are compared
     parser.set_defaults(device="cpu", dtype="float32", batch_size=None, seed=0, fail_on_error=0.05)
+    parser.set_defaults(retry_failed=False)
     parser.set_defaults(temperatures=[0.0, 1.0], max_new_tokens=cpu["max_completion_length"])
     parser.set_defaults(thinking="auto", chat_template_kwargs=None, think_end=None)
     return parser

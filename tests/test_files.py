@@ -22,11 +22,11 @@ from cot.utils.files import (
     dumps,
     lock_file,
     open_journal,
+    read_headers,
     read_json,
     read_json_lines,
     read_text,
     to_jsonable,
-    unfinished_headers,
     write_json,
 )
 
@@ -176,7 +176,8 @@ def test_an_unfinished_run_continues_and_a_finished_one_does_not(tmp_path):
     assert new.path != first.path
     assert (new.header["started"], new.batches) == ("c", [])
     new.close()
-    assert unfinished_headers(tmp_path) == {new.path.name: {"key": "key", "started": "c"}}
+    assert read_headers(tmp_path) == {new.path.name: {"key": "key", "started": "c"}}
+    assert list(read_headers(tmp_path, finished=True)) == [first.path.name, new.path.name]
 
 
 def test_a_growing_run_goes_on_in_its_newest_journal_finished_or_not(tmp_path):

@@ -267,6 +267,48 @@ def test_a_failed_sample_is_a_record_and_too_many_are_an_exit_code(tiny_folder, 
 
 
 @pytest.mark.slow
+def test_failed_answers_are_generated_again_and_the_others_kept(tiny_folder, tmp_path, monkeypatch):
+    import torch
+    from transformers import LlamaForCausalLM
+
+    flags = [*SMALL, "--model_name", long_context(tiny_folder, tmp_path / "tiny-llama")]
+    flags += ["--subset_size", "4", "--temperatures", "0.0", "0.6", "--batch_size", "2"]
+    flags += ["--max_new_tokens", "8", "--fail_on_error", "1"]
+    code, _, stderr = run_here(run_baseline_cot.main, *flags, "--output_dir", tmp_path / "whole")
+    assert code == 0, stderr
+    whole = read_strictly(only(tmp_path / "whole", "results_temp_0.0_*.json"))["results"]
+    longest, forward = max(record["prompt_tokens"] for record in whole), LlamaForCausalLM.forward
+
+    def too_small_for_the_longest(self, input_ids=None, **options):
+        if input_ids.shape[1] == longest:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, input_ids=input_ids, **options)
+
+    mended = [*flags, "--output_dir", tmp_path / "mended"]
+    code, _, stderr = run_here(run_baseline_cot.main, *mended, "--retry_failed")
+    assert code == 2 and "--retry_failed: no run of these flags" in stderr
+    with monkeypatch.context() as small:
+        small.setattr(LlamaForCausalLM, "forward", too_small_for_the_longest)
+        assert run_here(run_baseline_cot.main, *mended)[0] == 0
+    failed = read_strictly(only(tmp_path / "mended", "results_temp_0.6_*.json"))
+    assert (failed["summary"]["n"], failed["summary"]["errors"]) == (3, 1)
+    kept = only(tmp_path / "mended", "journal_*.jsonl").read_text()
+
+    for left in (2, 0):  # the second time nothing has failed
+        code, stdout, stderr = run_here(run_baseline_cot.main, *mended, "--retry_failed")
+        assert code == 0 and f"{left} of 8 rows left" in stdout, stderr
+        for name in ("results_temp_0.0_*.json", "results_temp_0.6_*.json", "summary_*.json"):
+            expected = without_times(read_strictly(only(tmp_path / "whole", name)))
+            assert without_times(read_strictly(only(tmp_path / "mended", name))) == expected
+    journal = only(tmp_path / "mended", "journal_*.jsonl").read_text()
+    assert journal.startswith(kept)
+    (again,) = [
+        batch["records"] for batch in map(json.loads, journal[len(kept) :].splitlines()) if len(batch) > 1
+    ]
+    assert len(again) == 2
+
+
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_another(tiny_folder, tmp_path):
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = [*SMALL, "--model_name", model, "--subset_size", "4", "--temperatures", "0.9"]

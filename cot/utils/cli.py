@@ -220,7 +220,7 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """--output_dir --fail_on_error --debug."""
+    """--output_dir --fail_on_error --retry_failed --debug."""
     group = parser.add_argument_group("output")
     group.add_argument(
         "--output_dir",
@@ -236,7 +236,21 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="end with exit code 3 when more than this share of the answers failed",
     )
+    add_retry_flag(group.add_argument)
     group.add_argument("--debug", action="store_true", help="print the traceback of an error, too")
+
+
+def add_retry_flag(add: Callable) -> None:
+    """--retry_failed.
+
+    Args:
+        add: `add_argument` of a parser or group.
+    """
+    add(
+        "--retry_failed",
+        action="store_true",
+        help="continue the newest run of these flags, finished or not, and generate its failed answers again",
+    )
 
 
 def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
@@ -311,8 +325,9 @@ def add_memory_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def flags_of(args: argparse.Namespace) -> dict:
-    """The flags as JSON values, for a run's record; `--debug` changes no result and is left out."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "debug"}
+    """The flags as JSON values, for a run's record; those that change no result are left out."""
+    kept = {name: value for name, value in vars(args).items() if name not in ("debug", "retry_failed")}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in kept.items()}
 
 
 def this_command() -> str:

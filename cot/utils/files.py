@@ -240,10 +240,14 @@ def open_journal(folder: Path, key: str, header: dict, reopen_finished: bool = F
     return journal
 
 
-def unfinished_headers(folder: Path) -> dict[str, dict]:
-    """By file name, the headers of the runs in a folder that have not come to their end."""
+def read_headers(folder: Path, finished: bool = False) -> dict[str, dict]:
+    """By file name, the headers of the runs in a folder that have not come to their end.
+
+    Args:
+        finished: those that have come to it, too.
+    """
     paths = sorted(folder.glob("journal_*.jsonl"))
-    return {path.name: _read_header(path) for path in paths if not _is_finished(path)}
+    return {path.name: _read_header(path) for path in paths if finished or not _is_finished(path)}
 
 
 def _read_header(path: Path) -> dict:

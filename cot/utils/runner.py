@@ -25,7 +25,7 @@ from cot.utils.errors import (
     hold_signals,
     raise_if_signalled,
 )
-from cot.utils.files import Journal, dumps, open_journal, timestamp, unfinished_headers, write_json
+from cot.utils.files import Journal, dumps, open_journal, read_headers, timestamp, write_json
 from cot.utils.formats import format_of
 from cot.utils.memory_arms import PromptShape, make_prompt
 from cot.utils.model_names import ModelSource, fetch_model
@@ -58,7 +58,7 @@ class Run:
 
     Args:
         args: the script's flags, among them `temperatures, max_new_tokens, batch_size, seed, device, dtype,
-            thinking, chat_template_kwargs, think_end, fail_on_error`.
+            thinking, chat_template_kwargs, think_end, fail_on_error, retry_failed`.
         rows: all answers, in the order of the results.
         sources: the model of each policy.
         shape: how prompts are built.
@@ -102,15 +102,21 @@ class Run:
         parts = self._identify()
         header = {"started": timestamp(), "flags": flags_of(self.args), "parts": parts}
         key = hashlib.sha256(dumps(parts).encode()).hexdigest()
-        earlier = unfinished_headers(self.folder)
-        self._journal: Journal = open_journal(self.folder, key, header, reopen_finished=self._growing)
-        self.stamp = self._journal.stamp
-        if self._journal.path.name not in earlier:
+        retry = self.args.retry_failed
+        earlier = read_headers(self.folder, finished=retry)
+        if all(other.get("key") != key for other in earlier.values()):
             self._say_what_changed(earlier, header)
+            if retry:
+                raise UserError(f"--retry_failed: no run of these flags, this data and code in {self.folder}")
+
+        self._journal: Journal = open_journal(self.folder, key, header, self._growing or retry)
+        self.stamp = self._journal.stamp
+        records: dict[str, dict] = {}  # a row that was generated again stands twice in the journal
         for entry in self._journal.batches:
             self.config["models"] |= entry.get("models", {})
-            self._add(entry.get("records", {}))
+            records |= entry.get("records", {})
             self._generation_s += entry.get("wall_s", 0.0)
+        self._add({name: each for name, each in records.items() if not (retry and each["error"])})
         return self
 
     def __exit__(self, _kind, error, _trace) -> None:
@@ -283,7 +289,7 @@ class Run:
         return {name: hashlib.sha256(dumps(part).encode()).hexdigest() for name, part in parts.items()}
 
     def _say_what_changed(self, earlier: Mapping[str, dict], header: dict) -> None:
-        """One line for each unfinished run of the same flags that this one does not continue."""
+        """One line for each run of the same flags that this one does not continue."""
         for name, other in earlier.items():
             parts = other.get("parts", {})
             changed = [part for part, value in header["parts"].items() if parts.get(part) != value]
