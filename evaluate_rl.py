@@ -391,7 +391,7 @@ def run(args: argparse.Namespace) -> int:
             measure=lambda records: measure(records, evaluation, scorers),
             summarize=lambda records: summarize(records, args, policies, truths, scorers.embedder),
         )
-    write_report(evaluation, document, policies)
+        write_report(evaluation, document, policies)
     print(path)
     return evaluation.exit_code
 
