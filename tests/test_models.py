@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,11 @@ from cot.utils.model_names import ModelSource, resolve_model
 from cot.utils.models import (
     choose_model,
     context_length,
-    convert_bundled,
     describe_model,
     end_token_ids,
     estimate_rows,
     load_model,
+    unpack_bundled,
 )
 
 
@@ -123,7 +124,7 @@ def test_two_processes_unpack_the_bundled_model_at_once_past_a_broken_attempt(tm
         "source = ModelSource('bundled', 'bundled', Path(sys.argv[1]), 'pinned')\n"
         "model, tokenizer = load_model(source, 'cpu')\n"
         "text = tokenizer.decode(tokenizer('a b')['input_ids'])\n"
-        "print(convert_bundled(source), model.num_parameters(), text)"
+        "print(unpack_bundled(source).path, model.num_parameters(), text)"
     )
     env = os.environ | {"XDG_CACHE_HOME": str(cache.parent)}
     command = [sys.executable, "-c", code, str(tmp_path / "tiny.gguf")]
@@ -146,12 +147,28 @@ def test_a_gguf_file_is_loaded_dense(tmp_path):
     assert tokenizer.pad_token == "<|pad|>" and end_token_ids(model, tokenizer) == {1}
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="XDG_CACHE_HOME") as caught:
-        convert_bundled(ModelSource("bundled", "bundled", tmp_path / "x.gguf", "pinned"))
-    assert caught.value.exit_code == 1
+@pytest.mark.parametrize("fault", ["a file in the folder's place", "a full disk"])
+def test_a_cache_that_cannot_be_written_is_a_warning_and_the_model_loads(
+    fault, tmp_path, monkeypatch, capsys
+):
+    cache = tmp_path / "cache" / "mcot"
+    cache.mkdir(parents=True)
+    if fault != "a full disk":
+        cache.rmdir()
+        cache.write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    source = ModelSource("bundled", "bundled", write_gguf(tmp_path / "tiny.gguf"), "pinned")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the weights take 4 x 18,624 bytes
+    try:
+        model, tokenizer = load_model(source, "cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    plain, _ = load_model(str(tmp_path / "tiny.gguf"), "cpu")
+    assert torch.equal(logits_of(model), logits_of(plain)) and tokenizer.pad_token == "<|pad|>"
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and f"bundled cannot be kept in {cache}" in warnings[0]
+    assert not cache.is_dir() or [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
 @pytest.mark.slow

