@@ -156,8 +156,8 @@ def test_modules_that_scripts_import_at_once_are_light():
 # ---- how a script ends
 
 
-def run_body(*body, debug=False):
-    """A script whose body is given, in a process of its own; the exit code it would end with is 3."""
+def script_of(*body, debug=False):
+    """A script whose body is given; the exit code it would end with is 3."""
     lines = [
         "import os, signal, sys",
         "from cot.utils.cli import script_frame",
@@ -170,7 +170,12 @@ def run_body(*body, debug=False):
         "    return outcome.exit_code",
         "sys.exit(main())",
     ]
-    return run_python("\n".join(lines))
+    return "\n".join(lines)
+
+
+def run_body(*body, debug=False):
+    """The same in a process of its own."""
+    return run_python(script_of(*body, debug=debug))
 
 
 @pytest.mark.parametrize(
@@ -241,3 +246,30 @@ def test_a_second_interrupt_ends_the_process_at_once():
 def test_nohup_keeps_a_script_running(monkeypatch):
     monkeypatch.setenv("NOHUP", "1")
     assert run_body("os.kill(os.getpid(), signal.SIGHUP)").returncode == 3
+
+
+@pytest.mark.parametrize(("nohup", "code"), [("", 128 + signal.SIGHUP), ("1", 3)])
+def test_a_closed_terminal_is_a_signal_and_no_print_fails_on_it(nohup, code, tmp_path):
+    body = [
+        "import time",
+        "try:",
+        "    for _ in range(40): print('row'); print('row', file=sys.stderr); time.sleep(0.02)",
+        "finally: print('saving'); open(sys.argv[1], 'x').close()",
+    ]
+    master, slave = os.openpty()
+
+    def take_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+        os.login_tty(slave)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", script_of(*body), str(tmp_path / "saved")],
+        cwd=REPO_ROOT,
+        env=os.environ | {"NOHUP": nohup},
+        preexec_fn=take_terminal,
+    )
+    os.close(slave)
+    assert b"row" in os.read(master, 100)
+    os.close(master)
+    assert process.wait(timeout=60) == code
+    assert (tmp_path / "saved").exists()

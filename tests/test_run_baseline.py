@@ -187,6 +187,28 @@ def test_signals_flush_and_leave_with_their_exit_code(tiny_folder, tmp_path):
         assert found["summary"]["rows_done"] == len(found["results"]) >= 2
 
 
+@pytest.mark.slow
+def test_a_closed_terminal_leaves_the_results(tiny_folder, tmp_path):
+    model = long_context(tiny_folder, tmp_path / "tiny-llama")
+    flags = [*SMALL, "--model_name", model, "--subset_size", "200", "--temperatures", "0.6"]
+    flags += ["--max_new_tokens", "90", "--batch_size", "2", "--output_dir", tmp_path]
+    master, slave = os.openpty()
+
+    def take_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+        os.login_tty(slave)
+
+    process = start_script("cot/run_baseline_cot.py", *flags, before=take_terminal)
+    os.close(slave)
+    while not any(path.read_bytes().count(b"\n") > 3 for path in tmp_path.rglob("journal_*.jsonl")):
+        os.read(master, 4096)
+    os.close(master)  # as SSH does that drops: a signal, and every print fails from now on
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGHUP
+    found = read_strictly(only(tmp_path, "results_*.json"))
+    assert found["status"] == "cancelled" and found["summary"]["rows_done"] == len(found["results"]) >= 2
+
+
 def test_a_signal_while_a_batch_is_saved_loses_no_row_of_it(tiny_folder, tmp_path, monkeypatch):
     sync = os.fsync
 

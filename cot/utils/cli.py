@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cot.utils.errors import EXIT_OK, EXIT_USAGE, Interrupted, UserError, raise_on_signals
+from cot.utils.errors import (
+    EXIT_OK,
+    EXIT_USAGE,
+    Interrupted,
+    UserError,
+    outlive_terminal,
+    raise_on_signals,
+)
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DATA_DIR = REPO_ROOT / "data"
@@ -373,6 +380,7 @@ def script_frame(debug: bool) -> Iterator[Outcome]:
     """
     if not debug:
         sys.excepthook = _print_in_one_line  # the interpreter then exits with EXIT_UNEXPECTED
+    outlive_terminal()
     raise_on_signals()
     outcome = Outcome()
     try:

@@ -1,11 +1,14 @@
-"""Exit codes, the exception whose message is meant for the person at the terminal, and signals as one.
+"""Exit codes, the exception whose message is meant for the person at the terminal, signals, a lost terminal.
 
 Every exception but `UserError` and `Interrupted` is a defect or a condition that the caller handles; it ends
 a script with `EXIT_UNEXPECTED` and, under `--debug`, its traceback.
 """
 
+import errno
+import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,6 +58,31 @@ class _Signals:
 
     received: int | None = None
     held: bool = False
+
+
+class _Terminal(io.FileIO):
+    """The terminal; once it is gone, what is written to it goes nowhere."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(data)
+
+
+def outlive_terminal() -> None:
+    """Lets no print of this process fail because its terminal was closed, as when SSH drops."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream.isatty():
+            stream.flush()
+            raw = _Terminal(stream.fileno(), "w", closefd=False)
+            text = io.TextIOWrapper(
+                io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True
+            )
+            setattr(sys, name, text)
 
 
 def raise_on_signals() -> None:
