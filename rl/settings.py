@@ -1,19 +1,18 @@
-"""The settings of a training run: presets, `--config FILE.yaml`, `--grpo KEY=VALUE`, and TRL's configuration.
+"""The settings of a training run: presets, `--config FILE.yaml`, and TRL's configuration.
 
 Only `make_config` and `make_adapter` import a heavy library, so that a mistyped flag is answered at once.
 """
 
 import argparse
-import dataclasses
-import difflib
 import importlib.util
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot.utils.cli import PROFILES_DIR, json_object, number
 from cot.utils.errors import UserError
+from rl.grpo_options import check_options, suggest
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -59,20 +58,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 EPISODES = {"top_k": 4, "memory_tokens": 256}  # where past exercises are all that there is to learn from
 GENERATED = ["generated:256"]  # the students to train for
 THINKING_LENGTH = 2048  # tokens of a completion with reasoning, where no flag says otherwise
-# Fields of GRPOConfig with a flag of their own: naming one under --grpo would contradict it.
-SAME_NAMES = (
-    *("beta", "chat_template_kwargs", "learning_rate", "loss_type", "max_completion_length", "max_steps"),
-    *("num_generations", "output_dir", "per_device_train_batch_size", "report_to", "reward_weights"),
-    *("save_steps", "scale_rewards", "seed", "use_vllm", "vllm_mode"),
-)
-FLAG_OF_FIELD = {
-    **{name: f"--{name}" for name in SAME_NAMES},
-    "eval_strategy": "--eval_every",
-    "gradient_accumulation_steps": "--prompts_per_step",
-    "num_train_epochs": "--max_steps",
-    "resume_from_checkpoint": "--resume",
-    "shuffle_dataset": "--seed",
-}
 
 
 def add_adapter_flags(add: Callable, default: bool | None, note: str = "") -> None:
@@ -202,45 +187,6 @@ def find_base(model_name: str) -> "ModelSource":
     return source
 
 
-def parse_grpo(entries: Iterable[str]) -> dict:
-    """`KEY=VALUE` entries as GRPOConfig's arguments; a value is JSON where it parses, else text.
-
-    Whether GRPOConfig has such a field shows when it is built (`make_config`): the list of its
-    fields takes ten seconds to import.
-
-    Raises:
-        UserError: a field that has a flag of its own, no `=`, or a temperature that samples nothing.
-
-    >>> parse_grpo(["temperature=0.5", "optim=adamw_torch", "bf16=false"])
-    {'temperature': 0.5, 'optim': 'adamw_torch', 'bf16': False}
-    """
-    options: dict = {}
-    for entry in entries:
-        key, separator, value = entry.partition("=")
-        if not separator:
-            raise UserError(f"--grpo {entry}: expected KEY=VALUE")
-        if key in FLAG_OF_FIELD:
-            raise UserError(f"--grpo {key}: set by the flag {FLAG_OF_FIELD[key]}")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
-    temperature = options.get("temperature", 1.0)
-    if not isinstance(temperature, int | float) or not temperature > 0:
-        raise UserError(f"--grpo temperature={temperature}: expected a number above 0")
-    return options
-
-
-def suggest(name: str, names: Iterable[str]) -> str:
-    """The nearest of the names as a question, or nothing.
-
-    >>> suggest("temperatur", ["temperature", "beta"])
-    '; did you mean temperature?'
-    """
-    near = difflib.get_close_matches(name, sorted(names), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     """A YAML file's keys as command-line arguments, so that both are checked alike.
 
@@ -311,15 +257,12 @@ def make_config(args: argparse.Namespace, processes: int) -> "GRPOConfig":
         processes: of the run, over all machines.
 
     Raises:
-        UserError: a batch that cannot be divided, no such field, or a value that GRPOConfig refuses.
+        UserError: a batch that cannot be divided, or as `check_options`, or a value that GRPOConfig refuses.
     """
     import torch
     from trl import GRPOConfig
 
-    fields = {field.name for field in dataclasses.fields(GRPOConfig)}
-    if unknown := sorted(set(args.options) - fields):
-        raise UserError(f"--grpo {unknown[0]}: GRPOConfig has no such field{suggest(unknown[0], fields)}")
-
+    check_options(args.options)
     gpu = torch.cuda.is_available()
     size, accumulation = split_batch(
         args.prompts_per_step, args.num_generations, args.per_device_train_batch_size, processes
@@ -364,7 +307,7 @@ def make_config(args: argparse.Namespace, processes: int) -> "GRPOConfig":
         settings["lr_scheduler_kwargs"] = {"num_decay_steps": args.max_steps // 2}
     try:
         return GRPOConfig(**(settings | args.options))
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ArithmeticError, ImportError) as error:
         raise UserError(f"--grpo or a flag is refused by GRPOConfig: {error}") from error
 
 

@@ -31,6 +31,7 @@ from cot.utils.cli import (
     writable_dir,
 )
 from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, hold_signals, signal_received
+from rl.grpo_options import parse_grpo
 from rl.settings import (
     GENERATED,
     PRESETS,
@@ -41,7 +42,6 @@ from rl.settings import (
     find_base,
     in_presets,
     make_config,
-    parse_grpo,
     parse_mix,
     read_config,
 )

@@ -5,7 +5,8 @@ import argparse
 import pytest
 
 from cot.utils.errors import UserError
-from rl.settings import PRESETS, fill_preset, make_config, parse_grpo, parse_mix, read_config, split_batch
+from rl.grpo_options import check_options, parse_grpo
+from rl.settings import PRESETS, fill_preset, make_config, parse_mix, read_config, split_batch
 from rl.train_rl_memory import build_parser, parse_args
 
 
@@ -89,6 +90,34 @@ def test_a_mistyped_config_file_is_refused(content, message, tmp_path):
 def test_a_grpo_entry_that_cannot_be_meant_is_refused(entry, message):
     with pytest.raises(UserError, match=message):
         parse_grpo([entry])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("top_k=-5", "top_k=-5: expected at least 0"),
+        ("epsilon=-1", "epsilon=-1: expected at least 0"),
+        ("epsilon=NaN", "epsilon=nan: expected at least 0, and finite"),
+        ("num_iterations=0", "num_iterations=0: expected at least 1"),
+        ("num_iterations=2.5", "num_iterations=2.5: Input should be a valid integer"),
+        ("top_p=high", "top_p=high: Input should be a valid number"),
+        ("top_p=1.5", "top_p=1.5: .*has to be a float > 0 and < 1"),
+        ("min_p=2", "min_p=2: .*`min_p` has to be a float in the \\[0, 1\\] interval"),
+        ("repetition_penalty=0", "repetition_penalty=0: .*strictly positive"),
+        ("log_completions=1", "log_completions=1: Input should be a valid boolean"),
+        ("generation_kwargs=[1]", "Input should be a valid dictionary"),
+    ],
+)
+def test_a_value_that_trl_would_stumble_over_later_is_refused(entry, message):
+    with pytest.raises(UserError, match=f"--grpo .*{message}"):
+        check_options(parse_grpo([entry]))
+
+
+def test_values_that_can_be_meant_are_left_alone():
+    entries = ["top_k=0", "top_p=1", "min_p=0.1", "epsilon=0", "epsilon_high=0.28", "delta=null", "bf16=true"]
+    entries += ["entropy_coef=-0.01", "local_rank=-1", "max_grad_norm=0", "lr_scheduler_type=cosine"]
+    entries += ["optim=adamw_torch", 'generation_kwargs={"length_penalty": 1.0}', "repetition_penalty=1"]
+    check_options(parse_grpo(entries))
 
 
 @pytest.mark.parametrize(
