@@ -49,6 +49,7 @@ RESAMPLED = 1  # the sample beside sample 0 that adaptivity compares with
 
 Records = Sequence[dict]
 Cells = dict[tuple, dict]
+Fits = dict[str, dict[str, float]]  # by text, then student: its fidelity
 
 
 def group(records: Records, *keys: str) -> dict:
@@ -172,8 +173,11 @@ def decide_all(effects: Sequence[Mapping]) -> str:
     return NO if set(found) == {NO} else UNDECIDED
 
 
-def judge_fits(records: Records, profiles: Mapping[str, Profile]) -> list[dict]:
+def judge_fits(records: Records, profiles: Mapping[str, Profile], fits: Fits | None = None) -> list[dict]:
     """How well each text of one policy and arm fits its student, beside the others' texts and students.
+
+    Args:
+        fits: what was judged before; grows.
 
     Returns:
         For each record `specificity`: fidelity to its student minus the mean fidelity to that student of the
@@ -183,21 +187,24 @@ def judge_fits(records: Records, profiles: Mapping[str, Profile]) -> list[dict]:
         hit, and a tied student's rank is the mean of the ranks that the tie covers. All are None for a
         student who has no wishes.
     """
-    fits: dict[str, dict[str, float]] = {}  # by text
+    fits = {} if fits is None else fits
     judges = {student: profile for student, profile in profiles.items() if has_wishes(profile)}
     by_question: dict[tuple, list[dict]] = defaultdict(list)
     for record in records:
         text = record["generated_text"]
-        if text not in fits:
-            fits[text] = {student: fidelity(text, profile) for student, profile in judges.items()}
+        known = fits.setdefault(text, {})
+        for student in judges:
+            if student not in known:
+                known[student] = fidelity(text, judges[student])
         by_question[record["question_id"], record["temperature"]].append(record)
 
     judged = []
     for record in records:
-        student, own = record["student_id"], fits[record["generated_text"]]
+        student = record["student_id"]
         if student not in judges:
             judged.append(dict.fromkeys(("specificity", "identification", "reciprocal_rank")))
             continue
+        own = {judge: fits[record["generated_text"]][judge] for judge in judges}
         others = [
             fits[other["generated_text"]][student]
             for other in by_question[record["question_id"], record["temperature"]]
@@ -215,8 +222,13 @@ def judge_fits(records: Records, profiles: Mapping[str, Profile]) -> list[dict]:
     return judged
 
 
-def fit_to_students(records: Records, profiles: Mapping[str, Profile]) -> tuple[Interval, dict]:
+def fit_to_students(
+    records: Records, profiles: Mapping[str, Profile], fits: Fits | None = None
+) -> tuple[Interval, dict]:
     """Memory specificity, the main claim, and profile identification, over sample 0 of each cell.
+
+    Args:
+        fits: as of `judge_fits`.
 
     Returns:
         The mean specificity with its interval over clusters, `{n, mean, low, high}`; and over the
@@ -226,7 +238,7 @@ def fit_to_students(records: Records, profiles: Mapping[str, Profile]) -> tuple[
     judges = {student for student, profile in profiles.items() if has_wishes(profile)}
     first = [r for r in usable(records) if r["sample"] == 0 and r["student_id"] in judges]
     students = sorted({record["student_id"] for record in first})
-    judged = judge_fits(first, {student: profiles[student] for student in students})
+    judged = judge_fits(first, {student: profiles[student] for student in students}, fits)
     marked = [record | fit for record, fit in zip(first, judged, strict=True)]
     return mean_of(observe(marked, by_student=True), "specificity"), {
         "n": len(first),

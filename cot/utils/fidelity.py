@@ -206,21 +206,33 @@ def reason_with_because(text: str) -> bool:
     return False
 
 
-EXPLANATION_STYLES: dict[str, Callable[[str], bool]] = {
-    "numbered_steps": numbered_steps,
-    "short_sentences": short_sentences,
-    "guiding_questions": guiding_questions,
-    "equations_first": equations_first,
-    "check_at_end": check_at_end,
-}
-CHECKABLE_PREFERENCES: dict[str, Callable[[str], bool]] = {
-    "one step per line": one_step_per_line,
-    "a hint first": hint_first,
-    "no hint": no_hint,
-    "at most 60 words": at_most_60_words,
-    "the answer in a full sentence": full_sentence_answer,
-    "a reason with because": reason_with_because,
-}
+Check = Callable[[str], bool]
+
+
+def _remembering(checks: dict[str, Check]) -> dict[str, Check]:
+    """The checks, each with its latest verdicts: students share wishes, and each text is judged for all."""
+    return {name: lru_cache(maxsize=1024)(check) for name, check in checks.items()}
+
+
+EXPLANATION_STYLES = _remembering(
+    {
+        "numbered_steps": numbered_steps,
+        "short_sentences": short_sentences,
+        "guiding_questions": guiding_questions,
+        "equations_first": equations_first,
+        "check_at_end": check_at_end,
+    }
+)
+CHECKABLE_PREFERENCES = _remembering(
+    {
+        "one step per line": one_step_per_line,
+        "a hint first": hint_first,
+        "no hint": no_hint,
+        "at most 60 words": at_most_60_words,
+        "the answer in a full sentence": full_sentence_answer,
+        "a reason with because": reason_with_because,
+    }
+)
 
 
 def constraint_report(text: str, profile: "Profile") -> dict[str, bool]:
