@@ -28,6 +28,7 @@ from cot.utils.files import (
     read_text,
     to_jsonable,
     write_json,
+    write_results,
 )
 
 TEXTS = st.text(st.characters(codec=None))  # lone surrogates included
@@ -70,6 +71,19 @@ def test_jq_reads_what_is_written(tmp_path):
         ["jq", "-e", ".text, .nan == null"], stdin=path.open(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_results_stand_a_line_each_and_are_what_strict_json_makes_of_them(tmp_path):
+    dirty = {"nan": math.nan, "half": "a\ud800", "one": numpy.float32(0.5), "line": "x\n\u2028é", "a": [(1,)]}
+    for results in ([], [{}], [{"text": "é"}, dirty, {"text": None}]):
+        path = tmp_path / "a.json"
+        write_results(path, {"status": "success", "summary": {"n": math.inf}, "results": results})
+        text = path.read_text(encoding="utf-8")
+        expected = {"status": "success", "summary": {"n": None}, "results": to_jsonable(results)}
+        assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == expected
+        assert text.split("\n")[6 : 6 + len(results)] == [
+            f"    {dumps(result)}{',' * (number < len(results))}" for number, result in enumerate(results, 1)
+        ]
 
 
 def test_whoever_reads_sees_the_old_content_or_the_new(tmp_path):

@@ -7,6 +7,7 @@ loses at most the batch in flight.
 """
 
 import datetime
+import itertools
 import json
 import math
 import os
@@ -62,11 +63,36 @@ def write_json(path: Path, value: object) -> None:
     Raises:
         OSError: the disk is full or the folder is gone; the previous content is untouched.
     """
+    _write_whole(path, [f"{dumps(value, indent=2)}\n".encode()])
+
+
+def write_results(path: Path, document: dict) -> None:
+    """The same of an object whose last key is `results`, a list, with one of these on each line.
+
+    100,000 of them take a fourth of the time that `write_json` needs, and a signal has to wait for it.
+    """
+    *_, last = document
+    assert last == "results"
+    head = dumps({key: value for key, value in document.items() if key != last}, indent=2)
+    lines = (b",\n    " * (number > 0) + _encode(result) for number, result in enumerate(document[last]))
+    start = f'{head.removesuffix("}").rstrip()},\n  "{last}": [\n    '
+    _write_whole(path, itertools.chain([start.encode()], lines, [b"\n  ]\n}\n"]))
+
+
+def _encode(record: dict) -> bytes:
+    """A record whose keys are strings; what is clean already needs no cleaning."""
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError):  # no JSON, NaN, or a lone surrogate
+        return dumps(record).encode()
+
+
+def _write_whole(path: Path, chunks: Iterable[bytes]) -> None:
     with _named_in_errors(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(dumps(value, indent=2) + "\n")
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(chunks)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes it private

@@ -25,7 +25,7 @@ from cot.utils.errors import (
     hold_signals,
     raise_if_signalled,
 )
-from cot.utils.files import Journal, dumps, open_journal, read_headers, timestamp, write_json
+from cot.utils.files import Journal, dumps, open_journal, read_headers, timestamp, write_json, write_results
 from cot.utils.formats import format_of
 from cot.utils.memory_arms import PromptShape, make_prompt
 from cot.utils.model_names import ModelSource, fetch_model
@@ -346,7 +346,7 @@ class Run:
         for temperature, summary in described.items():
             rows = [record for record in records if record["temperature"] == temperature]
             path = self.folder / f"results_temp_{temperature}_{self.stamp}.json"
-            write_json(path, self._document(status, temperature, summary | {"timing": timing}, rows))
+            write_results(path, self._document(status, temperature, summary | {"timing": timing}, rows))
             files.append({"temperature": temperature, "file": path.name, "summary": summary})
         path = self.folder / f"summary_{self.stamp}.json"
         content = self._document(status, None, overall | {"timing": timing}, files)
