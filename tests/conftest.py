@@ -19,7 +19,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: two busy processes on two cores
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CANARY_SECRET": "canary-9b1c"}
+CANARY = "hf_canary9b1c"  # a secret that must not come out again
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": CANARY}
 LINES = ["Ann has 3 apples and buys 4 more.", "How many apples has she now?", "3 + 4 = 7", "#### 7"]
 FIRST_KEYS = [  # of every record, in this order
     "index",
@@ -151,6 +152,14 @@ def wait_for_batches(process, folder: Path, count: int) -> None:
         time.sleep(0.02)
     process.kill()
     pytest.fail(f"no {count} batches in time: {process.communicate()}")
+
+
+def edit_journal(path: Path, edit) -> None:
+    """Changes the lines of a journal as if they had been written so: `edit` gets a line and gives another."""
+    from cot.utils.files import seal, unseal
+
+    lines = [edit(unseal(line)) for line in path.read_bytes().splitlines()]
+    path.write_text("".join(map(seal, lines)))
 
 
 def long_context(source: Path, target: Path) -> Path:

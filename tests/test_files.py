@@ -231,12 +231,29 @@ def test_a_torn_last_line_is_dropped_with_a_warning_and_a_broken_one_before_it_n
     again.append({"records": {"z": 3}})
     again.close()
     batches = [value for _, value in read_json_lines(journal.path)][1:]
-    assert batches == [{"records": {"x": 1}}, {"records": {"z": 3}}]
+    assert [batch["records"] for batch in batches] == [{"x": 1}, {"z": 3}]
 
-    with journal.path.open("a") as file:
-        file.write('{broken\n{"records": {}}\n')
-    with pytest.raises(UserError, match=r"journal_.*\.jsonl: line 4: not JSON"):
+
+@pytest.mark.parametrize("line", [b"{broken", b"3", b'{"records": {"z": 4}, "crc32": 1}', b""])
+def test_a_line_that_is_not_as_it_was_written_is_named(line, tmp_path):
+    journal = open_journal(tmp_path, "key", {})
+    for record in (1, 2, 3):
+        journal.append({"records": {"z": record}})
+    journal.close()
+    lines = journal.path.read_bytes().splitlines()
+    lines[2] = line
+    journal.path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(UserError, match=r"journal_.*\.jsonl: line 3: not as it was written"):
         open_journal(tmp_path, "key", {})
+
+
+def test_a_run_whose_header_was_edited_is_not_continued_and_named(tmp_path, capsys):
+    journal = open_journal(tmp_path, "key", {"started": "a"})
+    journal.close()
+    journal.path.write_text(journal.path.read_text().replace('"a"', '"b"'))
+    assert read_headers(tmp_path) == {journal.path.name: {}}
+    assert f"not continuing {journal.path}: its first line is broken, edited" in capsys.readouterr().err
+    assert open_journal(tmp_path, "key", {}).path != journal.path
 
 
 def test_a_full_disk_is_told_with_the_files_name(tmp_path):

@@ -10,7 +10,10 @@ import time
 
 import pytest
 from conftest import (
+    CANARY,
+    ENVIRONMENT,
     FIRST_KEYS,
+    edit_journal,
     long_context,
     only,
     read_strictly,
@@ -408,8 +411,8 @@ def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrup
 @pytest.mark.slow
 def test_a_run_that_continues_decodes_in_batches_of_the_size_it_began_with(interrupted):
     flags, journal, _ = interrupted
-    stored = journal.read_text().replace('"batch_size": 128', '"batch_size": 3')
-    journal.write_text(stored)
+    smaller = '"batch_size": 128', '"batch_size": 3'
+    edit_journal(journal, lambda line: json.loads(json.dumps(line).replace(*smaller)))
     code, stdout, stderr = run_here(run_baseline_faiss.main, *flags)
     assert code == 0 and f"continuing {journal}" in stdout, stderr
     batches = [json.loads(line).get("records", {}) for line in journal.read_text().splitlines()]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import make_tokenizer, only, plant_policy, read_strictly, run_here
+from conftest import edit_journal, make_tokenizer, only, plant_policy, read_strictly, run_here
 
 from cot import run_baseline_cot
 from cot.utils.cli import PROFILES_DIR
@@ -241,9 +241,9 @@ def test_a_run_that_continues_the_next_day_shows_the_day_it_began(plant, sweep, 
     flags = ["--batch_size", "1", "--max_new_tokens", "8"]
     assert sweep(model, *flags)[0] == 0
     journal = only(tmp_path, "journal_*.jsonl")
-    header, models, first, *_ = journal.read_text().splitlines(keepends=True)
-    earlier = json.loads(header) | {"started": "20240726_235900"}
-    journal.write_text(json.dumps(earlier) + "\n" + models + first)
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))  # header, model, an answer
+    started = {"started": "20240726_235900"}
+    edit_journal(journal, lambda line: line | started if "started" in line else line)
     code, said, found = sweep(model, *flags)
     assert code == 0 and "1 of 2 rows left" in said
     assert found["started"] == "20240726_235900"

@@ -3,7 +3,7 @@
 A journal is append-only JSON lines beside the results, from which the same command continues. Its first line
 is the header (`key`, `started`, what else the resumed run must know); each further line is one batch: its
 records and the seconds it took. A line is on the disk before the next batch starts, so that a killed process
-loses at most the batch in flight.
+loses at most the batch in flight. It ends in a checksum, so that an edited one is never taken for a result.
 """
 
 import datetime
@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -228,7 +229,7 @@ class Journal:
 
     def append(self, batch: dict) -> None:
         """Writes one batch and returns when it lies on the disk."""
-        append_json_lines(self.path, [batch])
+        _append(self.path, seal(batch))
 
     def finish(self) -> None:
         """Marks the run as complete: the same command then starts a new one."""
@@ -266,24 +267,39 @@ def open_journal(folder: Path, key: str, header: dict, reopen_finished: bool = F
     return journal
 
 
+def seal(line: dict) -> str:
+    """A line of a journal: an object that is not empty, and the checksum of its text as a last key."""
+    text = dumps(line)
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'
+
+
+def unseal(line: bytes) -> dict | None:
+    """What a line says, without its checksum; None where it is not as it was written."""
+    start, _, checksum = line.rstrip(b"\n").rpartition(b', "crc32": ')
+    text = start + b"}"
+    return json.loads(text) if checksum == b"%d}" % zlib.crc32(text) else None
+
+
 def read_headers(folder: Path, finished: bool = False) -> dict[str, dict]:
     """By file name, the headers of the runs in a folder that have not come to their end.
+
+    A broken header is empty, with a warning: that run cannot be continued.
 
     Args:
         finished: those that have come to it, too.
     """
     paths = sorted(folder.glob("journal_*.jsonl"))
-    return {path.name: _read_header(path) for path in paths if finished or not _is_finished(path)}
+    headers = {path.name: _read_header(path) for path in paths if finished or not _is_finished(path)}
+    for name in (name for name, header in headers.items() if not header):
+        problem = "its first line is broken, edited, or of an earlier version"
+        print(f"warning: not continuing {folder / name}: {problem}", file=sys.stderr)
+    return headers
 
 
 def _read_header(path: Path) -> dict:
-    """A journal's first line; empty where a crash left none."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        try:
-            header = json.loads(file.readline())
-        except json.JSONDecodeError:
-            return {}
-    return header if isinstance(header, dict) else {}
+    """A journal's first line; empty where a crash left none, or where it is not as it was written."""
+    with path.open("rb") as file:
+        return unseal(file.readline()) or {}
 
 
 def _is_finished(path: Path) -> bool:
@@ -327,12 +343,10 @@ def _read_batches(path: Path) -> list[dict]:
         os.truncate(path, len(raw) - len(torn))
     batches = []
     for number, line in enumerate(whole.split(b"\n")[1:], 2):
-        try:
-            batch = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}: line {number}: not JSON; delete the line to go on without it"
-            ) from error
+        batch = unseal(line)
+        if batch is None:
+            problem = "not as it was written: its checksum differs"
+            raise UserError(f"{path}: line {number}: {problem}; delete the line to go on without it")
         if "finished" not in batch:
             batches.append(batch)
     return batches
