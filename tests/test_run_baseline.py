@@ -112,11 +112,6 @@ def test_the_summary_lists_every_temperature(factorial):
     assert summary["summary"]["n"] == 64
 
 
-def test_no_secret_of_the_environment_reaches_a_file(factorial):
-    _, folder = factorial
-    assert all(b"canary-9b1c" not in path.read_bytes() for path in folder.rglob("*.*") if path.is_file())
-
-
 @pytest.mark.slow
 def test_students_who_never_say_what_they_need_are_shown_by_their_history_and_judged_by_their_needs(
     tiny_folder, tmp_path
@@ -434,10 +429,15 @@ def test_a_full_disk_leaves_readable_files_and_the_same_command_finishes(tiny_fo
     assert re.fullmatch(r"error: \S+/tiny/\w\S+\.jsonl?: File too large\n", full.stderr_text)
     for path in (tmp_path / "out").rglob("results_*.json"):
         read_strictly(path)
-    code, stdout, stderr = run_here(run_baseline_cot.main, *flags)
-    assert code == 0, stderr
-    assert "continuing" in stdout
+    done = run_script("cot/run_baseline_cot.py", *flags, "--debug")
+    assert done.returncode == 0 and "continuing" in done.stdout_text, done.stderr_text
     assert read_strictly(only(tmp_path, "results_*.json"))["summary"]["n"] == 12
+
+    # a token in the environment of both runs is in nothing that they said or wrote
+    assert ENVIRONMENT["HF_TOKEN"] == CANARY
+    said = full.stdout_text + full.stderr_text + done.stdout_text + done.stderr_text
+    written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) >= 6 and not any(CANARY.encode() in text for text in [said.encode(), *written])
 
 
 def test_six_frames_lead_from_a_script_to_the_model(tiny_folder, tmp_path, monkeypatch):
