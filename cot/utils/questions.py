@@ -6,6 +6,7 @@ Every source yields the GSM8K fields: a question, and a worked solution that end
 import hashlib
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from cot.utils.textbook import Exercise, generate_exercises, load_chapters
 
 GSM8K = "openai/gsm8k"
 ALL = sys.maxsize  # a subset of this size is everything
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # no tokenizer takes one
 TEXTBOOK_EXERCISES = 20  # of each chapter
 TEXTBOOK_SEED = 0  # the textbook's questions are a fixed data set, whatever --seed says
 
@@ -184,5 +186,7 @@ def _read_file(path: Path) -> Iterator[Question]:
             if not isinstance(record.get(field), str) or not record[field].strip():
                 got = type(record[field]).__name__ if field in record else "nothing"
                 raise UserError(f"{path}: {where}: {field}: expected a non-empty string, got {got}")
+            if LONE_SURROGATE.search(record[field]):
+                raise UserError(f"{path}: {where}: {field}: holds half of a character (a lone surrogate)")
         labels = {key: record[key] for key in ("chapter", "skill") if isinstance(record.get(key), str)}
         yield Question(f"{path.stem}-{number}", record["question"], record["answer"], **labels)

@@ -1,0 +1,161 @@
+"""Spoiled files: whatever is flipped, cut, doubled or moved, they are read rightly or refused in one line."""
+
+import json
+import warnings
+from pathlib import Path
+
+from conftest import make_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cot.utils.cli import PROFILES_DIR
+from cot.utils.encoding import encode_data
+from cot.utils.errors import UserError
+from cot.utils.files import open_journal
+from cot.utils.mastery import consolidate
+from cot.utils.memory_arms import Moment, PromptShape, StudentMemory, make_prompt
+from cot.utils.questions import load_questions
+from cot.utils.students import LONE_SURROGATE, MemoryLog, load_profiles, render_profile
+from cot.utils.templates import read_format
+
+TOKENIZER, CHATTY = make_tokenizer(), make_tokenizer()
+LINES = [
+    {"question": "Ann has 3 apples and buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
+    {"question": "What is 2 × 5, é?", "answer": "#### 10", "chapter": "multiplication", "skill": "times"},
+    {"question": "Half of 1,000?", "answer": "#### 500"},
+]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|start|>' + message['role'] }}\n{{ message['content'] | trim }}"
+    "<|end|>{% endfor %}{% if add_generation_prompt and not x %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+PIECES = [b"null", b"1e999", b"NaN", b"[", b"}", b'"', b"\\ud800", b"\xff", b"\n", b"\0", b"9" * 5000, b"%}"]
+
+
+def spoil(data: bytes, faults: list[tuple[str, float, float, bytes]]) -> bytes:
+    """A file's content after some faults, each of a kind, between two places (shares of the length)."""
+    for kind, one, other, piece in faults:
+        start, end = sorted((int(one * len(data)), int(other * len(data))))
+        lines = data.split(b"\n")
+        line = int(one * (len(lines) - 1))
+        if kind == "flip" and start < len(data):
+            data = data[:start] + bytes([data[start] ^ (1 << int(other * 7))]) + data[start + 1 :]
+        if kind == "cut":
+            data = data[:start]
+        if kind == "drop":
+            data = data[:start] + data[end:]
+        if kind == "double":
+            data = data[:end] + data[start:]
+        if kind == "insert":
+            data = data[:start] + piece + data[start:]
+        if kind == "move":
+            data = b"\n".join([*lines[:line], *lines[line + 1 :], lines[line]])
+        if kind == "repeat":
+            data = b"\n".join([*lines[:line], lines[line], *lines[line:]])
+    return data
+
+
+SHARE = st.floats(0, 1)
+KINDS = st.sampled_from(["flip", "cut", "drop", "double", "insert", "move", "repeat"])
+FAULTS = st.lists(st.tuples(KINDS, SHARE, SHARE, st.sampled_from(PIECES)), min_size=1, max_size=3)
+fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def read_spoiled(path: Path, whole: bytes, faults, read):
+    """What a reader makes of a spoiled file; None where it refuses it in one line that names it."""
+    path.write_bytes(spoil(whole, faults))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a torn last line is dropped with one
+            return read()
+    except UserError as error:
+        assert "\n" not in str(error) and (path.name in str(error) or str(path.parent) in str(error))
+        return None
+
+
+@fuzz
+@given(FAULTS)
+def test_a_spoiled_profile_says_what_its_json_says_or_is_refused(tmp_path, faults):
+    whole = (PROFILES_DIR / "S005.json").read_bytes()
+    path = tmp_path / "S005.json"
+    found = read_spoiled(path, whole, faults, lambda: load_profiles(tmp_path))
+    if found is not None:
+        written = json.loads(path.read_bytes().decode("utf-8-sig"))
+        profile = found["S005"].model_dump()
+        assert written == {key: profile[key] for key in written} and len(found) == 1
+        encode_data(TOKENIZER, "\n".join(render_profile(found["S005"])))
+
+
+@fuzz
+@given(FAULTS)
+def test_a_spoiled_memory_holds_lines_of_its_file_or_is_refused(tmp_path, faults):
+    lines = (PROFILES_DIR / "memory" / "S005.jsonl").read_bytes().splitlines(keepends=True)[:8]
+    path = tmp_path / "S005.jsonl"
+    found = read_spoiled(path, b"".join(lines), faults, lambda: MemoryLog(tmp_path).read("S005"))
+    if found is not None:
+        written = path.read_bytes().decode("utf-8-sig").split("\n")
+        assert all(noted(item.content) in [noted(line) for line in written] for item in found)
+        consolidate(found)
+        encode_data(TOKENIZER, "\n".join(item.question or "" for item in found))
+
+
+def noted(line: str | dict) -> dict | None:
+    """What a line of a memory holds; None where it is torn."""
+    try:
+        content = json.loads(line) if isinstance(line, str) else line
+    except ValueError:
+        return None
+    texts = {
+        key: LONE_SURROGATE.sub("\ufffd", value) for key, value in content.items() if isinstance(value, str)
+    }
+    return {key: value for key, value in (content | texts).items() if value is not None}
+
+
+@fuzz
+@given(FAULTS)
+def test_a_spoiled_journal_gives_batches_as_they_were_written_or_is_refused(tmp_path, faults):
+    batches = [{"models": {"m": {"dtype": "float32"}}}, {"wall_s": 0.5, "records": {"a|0": {"n": 1}}}]
+    journal = open_journal(tmp_path, "key", {"started": "20260101_000000"})
+    for batch in batches:
+        journal.append(batch)
+    journal.close()
+    whole = journal.path.read_bytes()
+
+    def read():
+        again = open_journal(tmp_path, "key", {"started": "20260101_000000"})
+        again.close()
+        return again
+
+    found = read_spoiled(journal.path, whole, faults, read)
+    if found is not None:
+        assert found.header["key"] == "key" and found.header["started"] == "20260101_000000"
+        assert all(batch in [*batches, found.header] for batch in found.batches)
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+
+@fuzz
+@given(FAULTS, st.sampled_from([".jsonl", ".json"]))
+def test_a_spoiled_data_set_asks_what_it_says_or_is_refused(tmp_path, faults, suffix):
+    path = tmp_path / f"mine{suffix}"
+    as_lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in LINES)
+    whole = as_lines if suffix == ".jsonl" else json.dumps(LINES, indent=1)
+    found = read_spoiled(path, whole.encode(), faults, lambda: load_questions(str(path)))
+    for question in found.questions if found else ():
+        assert question.question.strip() and question.gold_solution.strip()
+        prompt = make_prompt(TOKENIZER, Moment(question), StudentMemory(arm=None), PromptShape("Solve."))
+        assert prompt.ids and question.question.strip() in prompt.text
+        json.dumps([question.question, question.gold_solution], ensure_ascii=False).encode()
+
+
+@fuzz
+@given(FAULTS)
+def test_a_spoiled_template_shows_the_question_or_is_refused(faults):
+    CHATTY.chat_template = spoil(TEMPLATE.encode(), faults).decode("utf-8", "replace")
+    try:
+        found = read_format(CHATTY, model_name="m")
+    except UserError as error:
+        assert "\n" not in str(error) and "--model_name m: its chat template" in str(error)
+        return
+    parts = found.write([("Solve.\n\n", False), ("What is 2 + 3?", True)])
+    assert "What is 2 + 3?" in "".join(text for text, _ in parts)
+    assert [text for text, is_data in parts if is_data] == ["What is 2 + 3?"] * len(found.changes)
