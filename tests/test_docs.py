@@ -313,3 +313,15 @@ def test_every_key_of_an_import_and_a_fit_is_documented(imported):
     assert undocumented(fitted, section_of("rl/fit_mastery.py")) == []
     (line, *_) = (imported / "memory" / "1.jsonl").read_text().splitlines()
     assert undocumented(json.loads(line), read("profiles")) == []
+
+
+def test_the_table_of_faults_names_every_row_and_tests_that_there_are():
+    table = read("tests").split("## Which test tries which fault")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| ([FT]\d[^|]*) \| [^|]* \| (.*) \|$", table, flags=re.MULTILINE))
+    for row, told in rows.items():
+        for module, names in re.findall(r"(\w+): ((?:`\w+`(?:, )?)+)", told):
+            code = (REPO_ROOT / "tests" / f"test_{module}.py").read_text(encoding="utf-8")
+            for name in re.findall(r"`(\w+)`", names):
+                assert f"def test_{name}(" in code, row
+        assert "`" in told or "none" in told or ": all" in told, row
+    assert len(rows) == 39 + 12
