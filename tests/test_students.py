@@ -25,7 +25,6 @@ from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
 from cot.utils.students import (
     END,
     Interaction,
-    Manner,
     MemoryLog,
     Profile,
     check_as_of,
@@ -447,16 +446,6 @@ def test_a_malformed_truth_is_named(truth, message, tmp_path):
         load_truths(folder, load_profiles(folder))
 
 
-def test_a_manner_is_kept_in_the_log_and_its_absence_leaves_no_trace(tmp_path):
-    log = MemoryLog(tmp_path)
-    plain, manner = Interaction(**FIELDS), Manner(style="check_at_end", hint=True)
-    told = Interaction(**FIELDS | {"time": "2026-05-01T09:00:00Z", "manner": manner})
-    log.append([plain, told])
-    lines = (tmp_path / f"{plain.student_id}.jsonl").read_text().splitlines()
-    assert "manner" not in lines[0] and '"style": "check_at_end"' in lines[1]
-    assert log.read(plain.student_id) == [plain, told]
-
-
 # --- what logs of real students add ----------------------------------------------------------------------
 
 
@@ -489,9 +478,10 @@ def test_an_interaction_without_text_says_so_and_its_key_must_be_there(tmp_path)
         ("tutor_said", "Count on from 4."),
         ("tutor_strategy", "focus"),
         ("tutor_correct", False),
+        ("manner", {"style": "check_at_end", "hint": True, "support": None}),
     ],
 )
-def test_what_a_student_wrote_and_a_tutor_said_is_kept_where_it_was_noted(tmp_path, field, value):
+def test_what_a_student_wrote_and_a_tutor_said_and_how_is_kept_where_it_was_noted(tmp_path, field, value):
     plain, told = Interaction(**FIELDS), Interaction(**FIELDS | {field: value})
     assert field not in plain.content and told.content[field] == value
     assert told.id != plain.id
