@@ -322,19 +322,6 @@ def test_likelihood_is_that_of_one_token_after_another(tiny_llama):
         assert value == pytest.approx(total / len(answer), abs=1e-4)
 
 
-def test_likelihood_does_not_depend_on_the_batch(tiny_llama):
-    model, _ = tiny_llama
-    pairs = [(tuple(range(2, 2 + n)), tuple(range(40, 41 + n % 5))) for n in range(1, 12)]
-    assert answer_nll(model, pairs, 1) == pytest.approx(answer_nll(model, pairs, 4), abs=1e-4)
-
-
-def test_the_likelihood_of_uniform_logits_is_the_vocabularys_size(tiny_llama):
-    model = copy.deepcopy(tiny_llama[0])
-    torch.nn.init.zeros_(model.lm_head.weight)
-    (value,) = answer_nll(model, [((3, 4), (5, 6, 7))])
-    assert math.exp(value) == pytest.approx(model.config.vocab_size, rel=1e-5)
-
-
 def test_neither_decoding_nor_likelihood_leaves_inference_mode_on(tiny_llama):
     model, tokenizer = tiny_llama
     engine = TransformersEngine(model, tokenizer, 4, batch_size=3)

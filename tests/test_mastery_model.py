@@ -9,7 +9,7 @@ from conftest import mastery_file, past, run_here
 
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.errors import UserError
-from cot.utils.mastery import DEFAULT_PARAMETERS, Estimate, expect_right, mastery_by_skill
+from cot.utils.mastery import Estimate, expect_right, mastery_by_skill
 from cot.utils.mastery_model import CODES, NUMBERS, AnswerTrace, MasteryModel, load_mastery_model
 from cot.utils.memory_arms import MemoryArms
 from cot.utils.questions import Question
@@ -274,9 +274,3 @@ def test_the_word_of_the_prompt_and_the_support_that_is_asked_for_agree(intercep
     history = practised(0)
     assert any(line.startswith(f"Skill at hand, {state}: ") for line in show(history, model))
     assert support_target(model.mastery_by_skill(history)["add"]) == support
-
-
-def test_without_a_model_the_lines_are_those_of_the_default_tracing():
-    lines = show(practised(1), None)
-    assert "Skill at hand, in progress: 0.69 after 1 exercise, 1 right." in lines
-    assert type(DEFAULT_PARAMETERS)(0.3, 0.1, 0.1, 0.2) == DEFAULT_PARAMETERS

@@ -82,13 +82,6 @@ def test_fit_is_judged_against_the_student_asked_for_and_not_the_memorys():
     assert make(make_completion(TEXT), student="S003")["style_met"] is False  # guiding questions
 
 
-def test_copying_reads_the_memory_of_the_prompt():
-    copied = "Student S001, 2nd grade. Student S001, 2nd grade. Student S001, 2nd grade."
-    record = make(make_completion(copied))
-    assert record["names_student"] is True
-    assert 0.0 <= record["copying"] <= 1.0
-
-
 def test_a_failed_answer_has_nulls_and_its_error():
     record = make(make_completion("", logprobs=(), error={"type": "prompt_too_long", "message": "m"}))
     nulls = ("output_tokens", "perplexity", "correct", "strict_correct", "equations", "equation_validity")
