@@ -24,8 +24,8 @@ def flags(*argv):
     return args
 
 
-def pick(*argv):
-    args = flags(*argv)
+def pick(*argv, students=("--students", "generated:8")):
+    args = flags(*argv, *students)
     return pick_moments(args, load_arms(args))
 
 
@@ -53,7 +53,7 @@ def file(tmp_path):
 
 
 def test_training_meets_train_templates_and_is_evaluated_on_test_templates():
-    train, held_out, source = pick("--eval_size", 40)
+    train, held_out, source = pick("--eval_size", 40, students=())  # 256 of them
     assert (len(train), len(held_out)) == (80, 40)  # 10 steps x 8 prompts
     assert (source.train, source.held_out, source.held_out_ids) == ("textbook train", "textbook test", None)
     assert splits(train) == {"train"} and splits(held_out) == {"test"}
@@ -109,7 +109,7 @@ def test_the_split_depends_on_the_seed_alone(file):
 
 
 def test_no_held_out_moment_is_asked_twice(file):
-    _, held_out, source = pick("--dataset", file, "--eval_size", 1000, "--students", "generated:8")
+    _, held_out, source = pick("--dataset", file, "--eval_size", 1000)
     asked = [(moment.question.id, moment.student_id) for moment in held_out]
     assert len(asked) == len(set(asked)) == 8 * len(source.held_out_ids)
 
