@@ -266,7 +266,7 @@ def test_a_thinking_policy_is_trained_and_evaluated_by_its_answers(plant, tmp_pa
         "dataset": path,
         "profiles_dir": PROFILES_DIR,
         "max_steps": 2,
-        "num_generations": 4,
+        "num_generations": 8,  # of four alike, or alike in pairs, the coin's advantages add up to nothing
         "prompts_per_step": 1,
         "eval_size": 2,
         "eval_every": 9,
@@ -300,4 +300,4 @@ def test_a_thinking_policy_is_trained_and_evaluated_by_its_answers(plant, tmp_pa
     record, _, completions = train()
     assert record["started"] == "20240726_235900"
     dates = [line["prompt"].startswith("Today: 26 Jul 2024. ") for line in completions]
-    assert dates == [False] * 4 + [True] * 4
+    assert dates == [False] * 8 + [True] * 8
