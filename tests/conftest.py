@@ -386,6 +386,14 @@ def tiny_tutor(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def scorers():
+    """The embedder and the spaCy pipeline of a sweep, loaded once."""
+    from cot.utils.sweeps import load_scorers
+
+    return load_scorers()
+
+
+@pytest.fixture(scope="session")
 def qwen1_tiny() -> Path:
     """A tiny checkpoint in the format of Qwen/Qwen-7B, with what the original implementation answered."""
     folder = REPO_ROOT.parent / "shared" / "qwen1_tiny"

@@ -6,7 +6,6 @@ import pytest
 from conftest import edit_journal, make_tokenizer, only, plant_policy, read_strictly, run_here
 
 from cot import run_baseline_cot
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.engine import Request, TransformersEngine
 from cot.utils.models import load_model
 from cot.utils.thinking import NO_BLOCK, Reasoning, StopWatch, split_completion, split_thinking
@@ -127,14 +126,6 @@ def test_the_engine_goes_on_behind_a_stop_text_inside_the_reasoning(plant):
 
 
 # --- a sweep ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def scorers():
-    """Loaded once: what they give is no matter here."""
-    from cot.utils.sweeps import load_scorers
-
-    return load_scorers()
 
 
 @pytest.fixture
@@ -264,7 +255,7 @@ def test_a_thinking_policy_is_trained_and_evaluated_by_its_answers(plant, tmp_pa
         "preset": "cpu",
         "model_name": plant(dated, THINKS | {"Hmm": ends, "7": ends}),
         "dataset": path,
-        "profiles_dir": PROFILES_DIR,
+        "students": "generated:4",
         "max_steps": 2,
         "num_generations": 8,  # of four alike, or alike in pairs, the coin's advantages add up to nothing
         "prompts_per_step": 1,

@@ -5,7 +5,6 @@ import json
 import pytest
 from conftest import plant_policy, read_strictly, run_here
 
-from cot.utils.cli import PROFILES_DIR
 from rl.train_rl_memory import main
 
 CHATML = (
@@ -25,7 +24,7 @@ def train(tmp_path):
         base = {
             "preset": "cpu",
             "model_name": model,
-            "profiles_dir": PROFILES_DIR,
+            "students": "generated:4",
             "max_steps": 2,
             "num_generations": 4,
             "prompts_per_step": 2,
