@@ -20,6 +20,17 @@ def held_out():
     return hold_out(COURSE, "test", exercises_per_chapter=4)
 
 
+@pytest.fixture(scope="module")
+def confirm():
+    return hold_out(COURSE, "confirm", exercises_per_chapter=4)
+
+
+@pytest.fixture(scope="module")
+def trained_for():
+    """How the histories begin of the students that trainings have met."""
+    return {generate_student(number, COURSE, seed).history[:4] for seed in range(5) for number in range(60)}
+
+
 def cells_of(held_out, condition):
     return [cell for cell in held_out.common + held_out.probing if cell.memory.arm == condition]
 
@@ -37,20 +48,18 @@ def test_half_of_the_students_need_a_pair_that_no_training_has(held_out):
 
 
 @pytest.mark.parametrize("split", ["test", "confirm"])
-def test_every_exercise_is_of_the_split_and_every_student_one_no_training_has_met(held_out, split):
-    asked = held_out if split == "test" else hold_out(COURSE, "confirm", exercises_per_chapter=4)
+def test_every_exercise_is_of_the_split_and_every_student_one_no_training_has_met(
+    held_out, confirm, trained_for, split
+):
+    asked = held_out if split == "test" else confirm
     split_of = {t.id: t.split for chapter in COURSE for t in chapter.templates}
     cells = asked.common + asked.probing + asked.instructed
     assert {split_of[cell.moment.question.id.split("/")[1]] for cell in cells} == {split}
     # how their histories begin tells them apart: a training and an experiment both count students from 0
-    begun = {student.history[:4] for student in asked.students}
-    for seed in range(5):
-        trained_for = [generate_student(number, COURSE, seed) for number in range(60)]
-        assert begun.isdisjoint(student.history[:4] for student in trained_for)
+    assert trained_for.isdisjoint(student.history[:4] for student in asked.students)
 
 
-def test_the_splits_share_neither_exercises_nor_students(held_out):
-    confirm = hold_out(COURSE, "confirm", exercises_per_chapter=4)
+def test_the_splits_share_neither_exercises_nor_students(held_out, confirm):
     asked, held = ({cell.moment.question.question for cell in one.common} for one in (confirm, held_out))
     assert asked.isdisjoint(held)
     assert {c.memory.lines for c in cells_of(confirm, "own")}.isdisjoint(

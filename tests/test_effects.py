@@ -111,6 +111,16 @@ def experiment(ipo, seeds=SEEDS):
     return summarize(records)
 
 
+@pytest.fixture(scope="module")
+def follows():
+    return experiment(follower)
+
+
+@pytest.fixture(scope="module")
+def ignores():
+    return experiment(ignorer)
+
+
 def row_of(summary, arm, condition="own", temperature=0.0, sample=0):
     (row,) = [
         row
@@ -125,14 +135,13 @@ def claimed(summary):
     return [v for v in summary["verdicts"] if v["bound"] is not None]
 
 
-def test_each_measure_is_the_mean_over_seeds_and_answers():
+def test_each_measure_is_the_mean_over_seeds_and_answers(ignores):
     # of what is right without memory, a wrong memory leaves the even half
-    summary = experiment(ignorer)
-    row = row_of(summary, "ipo", "wrong", 1.0, 1)
+    row = row_of(ignores, "ipo", "wrong", 1.0, 1)
     assert row["accuracy"]["mean"] == row["breakage"]["mean"] == 0.5
     assert row["accuracy"]["n"] == 5 * 2 * EXERCISES  # seeds x students x questions
-    assert row_of(summary, "base", "instructed")["fidelity"] == {"n": 60, "mean": 1, "low": 1, "high": 1}
-    own = row_of(summary, "ipo")
+    assert row_of(ignores, "base", "instructed")["fidelity"] == {"n": 60, "mean": 1, "low": 1, "high": 1}
+    own = row_of(ignores, "ipo")
     # the Bayes choice meets 1 of the 2 needs of S0000 and all of U0001's
     assert own["achievable"]["mean"] == 0.75 and own["regret"]["mean"] == pytest.approx(0.75 - 0.35)
     # the text has no hint: S0000 needs none, U0001 does
@@ -198,20 +207,20 @@ def test_the_base_stands_beside_every_seed():
 
 
 @pytest.mark.parametrize("hypothesis", "bcdefg")
-def test_a_planted_follower_is_believed_and_an_ignorer_is_not(hypothesis):
-    for policy, expected in ((follower, {"yes"}), (ignorer, {"no"})):
-        found = [v for v in claimed(experiment(policy)) if v["hypothesis"] == hypothesis]
+def test_a_planted_follower_is_believed_and_an_ignorer_is_not(hypothesis, follows, ignores):
+    for summary, expected in ((follows, {"yes"}), (ignores, {"no"})):
+        found = [v for v in claimed(summary) if v["hypothesis"] == hypothesis]
         beside_base = [v for v in found if v["claim"].endswith("above that of base")]
         by_pairs = [v for v in found if "pairs of needs" in v["claim"]]
         found = [v for v in found if v not in (*beside_base, *by_pairs)]
         assert found
-        if policy is ignorer and hypothesis == "f":
+        if summary is ignores and hypothesis == "f":
             expected = {"yes"}  # a memory that is ignored costs nothing
         assert {v["verdict"] for v in found} == expected, found
         assert {v["verdict"] for v in by_pairs} <= {"yes"}  # each treats them alike
         # no difference at all lies neither beyond the bound of zero nor short of it
         assert [v["verdict"] for v in beside_base] == (
-            ["yes" if policy is follower else "undecided"] * (hypothesis == "b")
+            ["yes" if summary is follows else "undecided"] * (hypothesis == "b")
         )
 
 
@@ -254,10 +263,10 @@ def test_only_arms_that_are_there_are_asked_about():
     assert any("supervised" in asked.claim for asked in list_hypotheses(["base", "ipo", "supervised"]))
 
 
-def test_the_report_has_its_tables_and_all_verdicts():
+def test_the_report_has_its_tables_and_all_verdicts(follows):
     config = {"seeds": list(SEEDS), "max_steps": 1, "exercises": EXERCISES, "split": "confirm"}
     walks = {name: [walked(student, 0.2) for student in STUDENTS] for name in TRAINED}
-    text = render_experiment(experiment(follower) | judge_walks(walks, TRAINED), config)
+    text = render_experiment(follows | judge_walks(walks, TRAINED), config)
     for title in ("Memory in the prompt: own, greedy", "IPO: evidence, by interactions", "Hypotheses"):
         assert f"## {title}\n" in text
     # all of ten templates are right: Wilson's interval of ten, with t of nine degrees
