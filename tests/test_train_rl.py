@@ -22,7 +22,7 @@ SCRIPT = "rl/train_rl_memory.py"
 WEIGHTS = TUTOR_WEIGHTS | {"coin": 0.5}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def school(tmp_path_factory) -> Path:
     """Three students with their simulated memories."""
     from rl.simulate_students import main as simulate
@@ -34,7 +34,7 @@ def school(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def flags(school, tiny_tutor):
     """Flags of a run of seconds; further ones are appended and win."""
     base = {
@@ -64,6 +64,14 @@ def train(*argv) -> int:
     code, _, error = run_here(main, *argv)
     print(error)  # pytest shows it when the test fails
     return code
+
+
+@pytest.fixture(scope="module")
+def finished(flags, tmp_path_factory) -> Path:
+    """A run of two steps, a checkpoint after each, with held-out scores."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert train(*flags(output_dir=folder, save_steps=1, eval_size=4)) == 0
+    return folder
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -138,11 +146,10 @@ def test_a_single_student_is_refused_where_another_is_needed(flags, tmp_path):
 # --- a run ------------------------------------------------------------------------------------------------
 
 
-def test_two_steps_write_every_output(flags, tmp_path):
+def test_two_steps_write_every_output(finished, flags):
     from cot.utils.models import load_model
 
-    assert train(*flags(output_dir=tmp_path, save_steps=1, eval_size=4)) == 0
-    lines = read_lines(tmp_path / "metrics.jsonl")
+    lines = read_lines(finished / "metrics.jsonl")
     steps = [line for line in lines if "reward" in line]
     assert [line["step"] for line in steps] == [1, 2]
     logged = {"kl", "entropy", "frac_reward_zero_std", "completions/clipped_ratio", "copying", "reward_share"}
@@ -152,23 +159,23 @@ def test_two_steps_write_every_output(flags, tmp_path):
     scores = ["accuracy", "fidelity", "style", "support_fit", "copying", "names_student", "output_tokens"]
     assert set(lines[0]) == {"step", "eval/breakage", *(f"eval/{name}" for name in scores)}
 
-    sample = read_lines(tmp_path / "completions.jsonl")
+    sample = read_lines(finished / "completions.jsonl")
     assert len(sample) == 2 * 8  # two steps of two groups of four
     assert len({line["prompt"] for line in sample[:4]}) == 1 and sample[0]["prompt"] != sample[4]["prompt"]
     assert set(sample[0]["rewards"]) == set(WEIGHTS)
 
-    run = read_strictly(tmp_path / "run.json")
+    run = read_strictly(finished / "run.json")
     assert run["status"] == "success" and run["config"]["rows"] == 4 and run["summary"]["after"]
     made_from = {"students_content", "questions_content", "model_revision", "code_version"}
     assert set(run["config"]["identity"]) == {*IDENTITY, *made_from}
-    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    card = (tmp_path / "model" / "README.md").read_text()
+    assert (finished / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    card = (finished / "model" / "README.md").read_text()
     assert "| fidelity | 1 |" in card and "own" in card
-    model, tokenizer = load_model(str(tmp_path / "model"), "cpu", "float32")
+    model, tokenizer = load_model(str(finished / "model"), "cpu", "float32")
     assert tokenizer.chat_template and model.num_parameters() > 0
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
-    assert all(map(is_complete, checkpoints(tmp_path)))
-    assert train(*flags(output_dir=tmp_path)) == 2  # finished: refused, not overwritten
+    assert [path.name for path in checkpoints(finished)] == ["checkpoint-1", "checkpoint-2"]
+    assert all(map(is_complete, checkpoints(finished)))
+    assert train(*flags(output_dir=finished)) == 2  # finished: refused, not overwritten
 
 
 def test_mixed_arms_show_and_pay_what_they_say(flags, tmp_path):
@@ -213,7 +220,9 @@ def test_the_bundled_pretrained_model_trains(school, tmp_path, bundled):
     argv = ["--model_name", "bundled", "--profiles_dir", school, "--output_dir", tmp_path]
     argv += ["--max_steps", "1", "--num_generations", "4", "--prompts_per_step", "1", "--use_peft"]
     argv += ["--reward_weights", "coin=1", "--grpo", "mask_truncated_completions=false"]
-    argv += ["--max_completion_length", "16", "--eval_size", "0", "--sample_every", "1", "--preset", "cpu"]
+    # few tokens: each of them costs 135 million parameters
+    argv += ["--max_completion_length", "5", "--cot_prompt", "Solve."]
+    argv += ["--eval_size", "0", "--sample_every", "1", "--preset", "cpu"]
     assert train(*argv) == 0
     assert (tmp_path / "model" / "adapter_model.safetensors").exists()
     assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
@@ -308,9 +317,8 @@ def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(flags, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert train(*flags(output_dir=one, eval_size=4)) == 0
+def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, flags, tmp_path):
+    one, two = finished, tmp_path / "two"
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", str(REPO_ROOT / SCRIPT)]
     done = subprocess.run(
