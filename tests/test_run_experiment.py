@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import plant_policy
 
 from rl.run_experiment import ARMS, build_parser, main, training_flags
 from rl.settings import fill_preset
@@ -19,6 +20,7 @@ ALL_REWARDS = {
     "overlong": 1.0,
     "repetition": 0.2,
 }
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
 CORRECTNESS = {"correct": 1.0, "format": 0.1, "overlong": 1.0, "repetition": 0.2}
 
 
@@ -74,9 +76,20 @@ def answers_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def says(folder: Path, digit: str) -> Path:
+    """A policy that writes this digit, soon ends, and earns more or less as it repeats itself."""
+    after = {"": {digit: 1.0}, digit: {digit: 0.49, "<|im_end|>": 0.51}}
+    return plant_policy(folder, after, TEMPLATE, special=["<|im_start|>", "<|im_end|>"])
+
+
+def texts_of(folder: Path, arm: str) -> list[str]:
+    return [record["generated_text"] for record in answers_of(folder) if record["arm"] == arm]
+
+
 @pytest.mark.slow
-def test_a_small_experiment_from_beginning_to_end_and_again(tiny_tutor, tmp_path, capsys):
-    flags = ["--model_name", tiny_tutor, "--output_dir", tmp_path, "--seeds", "0", "--split", "test"]
+def test_a_small_experiment_from_beginning_to_end_and_again(tmp_path, capsys):
+    base, other = (says(tmp_path / f"says_{digit}", digit) for digit in "12")
+    flags = ["--model_name", base, "--output_dir", tmp_path, "--seeds", "0", "--split", "test"]
     flags += ["--max_steps", "1", "--exercises_per_chapter", "1"]
     flags = [*map(str, flags)]
     assert main([*flags, "--arms", "random_reward"]) == 0
@@ -107,18 +120,13 @@ def test_a_small_experiment_from_beginning_to_end_and_again(tiny_tutor, tmp_path
     assert [r for r in answers_of(tmp_path) if r["arm"] == "random_reward"]
 
     # an arm that was trained again is answered again, and its old answers are in no table
-    before = [record for record in answers_of(tmp_path) if record["arm"] == "random_reward"]
+    before, beside = texts_of(tmp_path, "random_reward"), texts_of(tmp_path, "ipo")
     weights = tmp_path / "random_reward_0" / "model" / "model.safetensors"
-    weights.write_bytes((tmp_path / "ipo_0" / "model" / "model.safetensors").read_bytes())
+    weights.write_bytes((other / "model.safetensors").read_bytes())
     assert main([*flags, "--arms", "random_reward", "ipo"]) == 0
-    after = [record for record in answers_of(tmp_path) if record["arm"] == "random_reward"]
-    twins = [
-        record
-        for record in answers_of(tmp_path)
-        if record["arm"] == "ipo" and (record["memory_arm"], record["sample"]) in {("own", 0), ("none", 0)}
-    ]
-    assert len(before) == len(after) == len(twins)
-    assert [r["generated_text"] for r in after] == [r["generated_text"] for r in twins]
+    after = texts_of(tmp_path, "random_reward")
+    assert (len(after), set("".join(before)), set("".join(after))) == (len(before), {"1"}, {"2"})
+    assert texts_of(tmp_path, "ipo") == beside
 
     # a training with other settings is not taken for this one's
     capsys.readouterr()
