@@ -74,15 +74,15 @@ def test_another_model_is_continued_with_its_own_tokenizer(made, school, tmp_pat
 def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path):
     flags = {"profiles_dir": school, "rows": 100, "steps": 40, "memory_steps": 12, "eval_size": 8}
     flags |= {"model_name": made, "students": 4, "learning_rate": 1e-3, "batch_rows": 8}
-    command = "import sys, rl.supervised as s, rl.warm_start as w; s.SAVE_EVERY = 8; sys.exit(w.main())"
 
-    def start(folder: Path, **changes) -> subprocess.Popen:
-        named = flags | {"output_dir": folder} | changes
-        arguments = [sys.executable, "-c", command, *[f"--{name}={value}" for name, value in named.items()]]
-        return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    def arguments(folder: str, **changes) -> list[str]:
+        named = flags | {"output_dir": tmp_path / folder} | changes
+        return [f"--{name}={value}" for name, value in named.items()]
 
-    assert start(tmp_path / "straight").wait(120) == 0
-    killed, checkpoint = start(tmp_path / "killed"), tmp_path / "killed" / "checkpoint.pt"
+    assert run_here(main, *arguments("straight"))[0] == 0
+    code = "import sys, rl.supervised as s, rl.warm_start as w; s.SAVE_EVERY = 8; sys.exit(w.main())"
+    killed = subprocess.Popen([sys.executable, "-c", code, *arguments("killed")])
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
     while not checkpoint.exists():
         assert killed.poll() is None
         time.sleep(0.01)
@@ -90,9 +90,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path):
     killed.wait(120)
     assert checkpoint.exists() and not (tmp_path / "killed" / "model.safetensors").exists()
 
-    other = start(tmp_path / "killed", seed=1)
-    assert other.wait(120) != 0 and "was written with another --seed" in other.stderr.read()
-    assert start(tmp_path / "killed").wait(120) == 0
+    code, _, error = run_here(main, *arguments("killed", seed=1))
+    assert code == 2 and "was written with another --seed" in error
+    assert run_here(main, *arguments("killed"))[0] == 0
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "killed")]
     assert weights[0] == weights[1] and not checkpoint.exists()
 
