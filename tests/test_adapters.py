@@ -10,7 +10,8 @@ from conftest import make_model
 from safetensors.torch import load_file, save_file
 
 from cot.utils.errors import UserError
-from cot.utils.models import load_model
+from cot.utils.model_names import resolve_model
+from cot.utils.models import describe_model, load_model
 
 WEIGHTS = "adapter_model.safetensors"
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of PEFT, while it saves
@@ -87,7 +88,9 @@ def adapter(honest, tmp_path) -> Path:
 )
 def test_a_merged_adapter_answers_as_the_adapted_model_did(tiny_folder, tied_folder, tmp_path, tied, config):
     logits = train(tied_folder if tied else tiny_folder, tmp_path / "adapter", **config)
-    model, _ = load_model(str(tmp_path / "adapter"), "cpu", "float32")
+    source = resolve_model(str(tmp_path / "adapter"))
+    model, _ = load_model(source, "cpu", "float32")
+    assert describe_model(source, model)["base"] == str(tied_folder if tied else tiny_folder)
     with torch.inference_mode():
         merged = model(IDS).logits
         torch.testing.assert_close(merged, logits, atol=2e-3, rtol=1e-4)

@@ -89,26 +89,6 @@ def test_a_folder_that_is_broken_or_needs_remote_code_ends_in_one_line(folder, s
         load_model(str(folder), "cpu")
 
 
-# ---- adapters
-
-
-def test_an_adapter_is_merged_into_its_base_and_pinned_to_both(tiny_folder, tiny_llama, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(1)
-    config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)  # not zero
-    adapted = get_peft_model(load_model(str(tiny_folder), "cpu")[0], config).eval()
-    adapted.save_pretrained(tmp_path / "adapter")
-
-    source = resolve_model(str(tmp_path / "adapter"))
-    assert source.base == resolve_model(str(tiny_folder))
-    model, _ = load_model(source, "cpu")
-    assert describe_model(source, model)["base"] == str(tiny_folder)
-    assert type(model).__name__ == "LlamaForCausalLM"
-    torch.testing.assert_close(logits_of(model), logits_of(adapted), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(logits_of(model), logits_of(tiny_llama[0]), atol=1e-2)
-
-
 # ---- the bundled model and GGUF
 
 
