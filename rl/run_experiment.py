@@ -16,12 +16,11 @@ experiment; with more arms or seeds it adds to it.
 """
 
 import argparse
-import gzip
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,7 @@ from cot.utils.cli import (
     writable_dir,
 )
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
-from cot.utils.files import dumps
+from cot.utils.files import write_answers
 from rl.settings import GENERATED, PRESETS
 
 if TYPE_CHECKING:
@@ -55,6 +54,10 @@ ARMS = {  # flags of the training script
 }
 SEEDS = [0, 1, 2, 3, 4]
 WALK_EXERCISES = 4  # of each chapter, in the closed loop, at most; as many of practice before it
+ANSWER_KEYS = (  # of `answers.jsonl.gz`; what was asked follows from `rl/conditions.py`
+    *("arm", "seed", "memory_arm", "temperature", "sample", "student_id", "moment", "question_id"),
+    *("correct", "fidelity", "support", "output_tokens", "generated_text"),
+)
 LOG = "train.log"  # of a training, in its folder
 
 
@@ -237,16 +240,6 @@ def walk_students(
     return walks
 
 
-def write_answers(records: Sequence[dict], path: Path) -> None:
-    """The raw answers, a line each, compressed: what was asked follows from `rl/conditions.py`."""
-    keys = (
-        *("arm", "seed", "memory_arm", "temperature", "sample", "student_id", "moment", "question_id"),
-        *("correct", "fidelity", "support", "output_tokens", "generated_text"),
-    )
-    lines = "".join(dumps({key: record[key] for key in keys}) + "\n" for record in records)
-    path.write_bytes(gzip.compress(lines.encode(), mtime=0))
-
-
 def run(args: argparse.Namespace) -> int:
     """Trainings, answers, tables; returns the exit code."""
     from cot.utils.figures import draw_evidence, draw_experiment_curves
@@ -304,7 +297,7 @@ def run(args: argparse.Namespace) -> int:
 
     # what they say
     records = experiment.in_order()
-    write_answers(records, folder / "answers.jsonl.gz")
+    write_answers(records, ANSWER_KEYS, folder / "answers.jsonl.gz")
     summary = document["summary"] | judge_walks(walks, trained)
     report = render_experiment(summary, document["config"], quote_student(records, held_out.truths))
     (folder / "experiment.md").write_text(report, encoding="utf-8")

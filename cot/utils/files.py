@@ -7,6 +7,7 @@ loses at most the batch in flight. It ends in a checksum, so that an edited one 
 """
 
 import datetime
+import gzip
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ import os
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,25 @@ def read_json_lines(path: Path) -> list[tuple[int, Any]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number}: not JSON: {error}") from error
     return values
+
+
+def write_answers(records: Iterable[Mapping], keys: Sequence[str], path: Path) -> None:
+    """Some keys of each record as JSON lines, compressed; equal records give equal bytes."""
+    lines = "".join(dumps({key: record[key] for key in keys}) + "\n" for record in records)
+    with _named_in_errors(path):
+        path.write_bytes(gzip.compress(lines.encode(), mtime=0))
+
+
+def read_answers(path: Path) -> list[dict]:
+    """The records that `write_answers` wrote.
+
+    Raises:
+        UserError: the file cannot be read, or is none of its files.
+    """
+    try:
+        return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot read answers: {error}") from error
 
 
 def append_json_lines(path: Path, records: Iterable[object]) -> None:
