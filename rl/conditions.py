@@ -17,10 +17,17 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from cot.utils.interventions import (
+    LARGE_BUDGET,
+    recall_after,
+    recall_stale,
+    state_wrong_answer,
+    time_after,
+)
 from cot.utils.mastery import AT_HAND
-from cot.utils.memory_arms import NEEDED_LINES, MemoryArms, Moment, StudentMemory
+from cot.utils.memory_arms import MemoryArms, Moment, StudentMemory
 from cot.utils.questions import question_of
-from cot.utils.students import END, SUPPORT_LEVELS, Profile, SupportLevel
+from cot.utils.students import SUPPORT_LEVELS, Profile, SupportLevel
 from cot.utils.support import support_target
 from cot.utils.textbook import Chapter, Exercise
 from rl.bayes_choice import likely_needs
@@ -36,8 +43,6 @@ EVIDENCE = (0, 2, 5, 10, 20, 40)
 CHANGE = 20  # interactions after which the needs of the second population become others
 SINCE_CHANGE = (0, 5, 10, 20, 40)
 HALF_LIFE_DAYS = 3.0  # of `forgetting_N`: a student does about three exercises a day
-LARGE_BUDGET = 256
-STALE_AFTER = 5  # interactions, as of which a memory is stale
 
 
 @dataclass(frozen=True)
@@ -133,12 +138,6 @@ def hold_out(
     )
 
 
-def time_after(arms: MemoryArms, student: str, count: int) -> str:
-    """The moment at which a student has had so many interactions."""
-    history = arms.histories[student]
-    return history[count].time if count < len(history) else END
-
-
 def draw_moments(arms: MemoryArms, exercises: Sequence[Exercise], seed: int) -> list[Moment]:
     """Each exercise for three students who differ in its skill: each level of support is needed alike.
 
@@ -192,9 +191,8 @@ def probe(
         cells.append(Asking(moment, tell_other_state(own, moment, level, rng), 0.0))
 
         # what a memory may do wrong, beside a second answer without memory
-        long_ago = time_after(arms, moment.student_id, STALE_AFTER)
-        stale = replace(arms.show(replace(moment, as_of=long_ago), "own"), arm="stale")
-        for memory in (arms.show(moment, "random"), stale, state_wrong_answer(own, moment)):
+        stale, wrong = recall_stale(arms, moment), state_wrong_answer(own, moment)
+        for memory in (arms.show(moment, "random"), stale, wrong):
             cells.append(Asking(moment, memory, 1.0, sample=1))
         cells.append(Asking(moment, arms.show(moment, "none"), 1.0, sample=1))
     return cells
@@ -207,13 +205,6 @@ def tell_other_state(
     line, _ = draw_skill_line(moment.question.skill, rng, level)
     lines = [line if shown.startswith(AT_HAND) else shown for shown in own.lines]
     return replace(own, arm="other_state", lines=tuple(lines))
-
-
-def state_wrong_answer(own: StudentMemory, moment: Moment) -> StudentMemory:
-    """What the memory begins with, after a line with a wrong answer to this very question."""
-    answer = moment.question.gold_solution.rpartition("#### ")[2]
-    line = f'Past exercise: "{moment.question.question}" The answer was {int(answer) + 10}.'
-    return replace(own, arm="wrong", lines=(line, *own.lines[:NEEDED_LINES]), tokens=2 * LARGE_BUDGET)
 
 
 def follow_evidence(
@@ -235,8 +226,7 @@ def follow_evidence(
     for exercise in exercises:
         student, question = rng.choice(students), question_of(exercise)
         for count in counts:
-            as_of = time_after(arms, student, count)
-            moment = arms.moment(student, question, as_of, number=1000 * count)
-            memory = replace(arms.show(moment, "own"), arm=f"{name}_{count - start}")
+            arm = f"{name}_{count - start}"
+            moment, memory = recall_after(arms, student, question, count, number=1000 * count, arm=arm)
             cells.append(Asking(moment, memory, 0.0))
     return cells

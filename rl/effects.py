@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cot.utils.claims import Hypothesis, judge_effect, render_verdicts
 from cot.utils.cli import BASE
 from cot.utils.clusters import LIMITS, UNIT, number_clusters
 from cot.utils.comparisons import (
@@ -19,16 +20,17 @@ from cot.utils.comparisons import (
     decide,
     group,
     judge_fits,
+    mark_changes,
     usable,
 )
 from cot.utils.fidelity import constraint_report
 from cot.utils.prompts import FENCE_MARK
 from cot.utils.stats import Interval, clustered_mean, clustered_share
 from cot.utils.students import STYLE_IN_WORDS, Profile
+from cot.utils.tables import render_table, show_interval
 from rl.closed_loop import MODELLESS
 from rl.conditions import CHANGE, HeldOut
-from rl.hypotheses import Hypothesis, Side, list_hypotheses
-from rl.report import negate, render_table, show_interval, show_number
+from rl.hypotheses import Side, list_hypotheses
 
 MEASURES = {  # key of a record, by name in the table
     "accuracy": "correct",
@@ -90,10 +92,7 @@ def add_measures(records: Sequence[dict], trained: Mapping[str, tuple[str, int]]
             for record, fit in zip(answers, judge_fits(answers, held_out.truths), strict=True):
                 record["specificity"] = fit["specificity"]
 
-    for answers in group(usable(records), "policy", "temperature", "question_id", "student_id").values():
-        if any(r["memory_arm"] == "none" and r["sample"] == 0 and r["correct"] for r in answers):
-            for record in answers:
-                record["broken"] = not record["correct"]
+    mark_changes(records, "broken", was_right=True)
 
 
 def select_cells(answers: Mapping[Side, Sequence[dict]], measure: str, side: Side) -> Cells:
@@ -201,16 +200,10 @@ def judge(answers: Mapping[Side, Sequence[dict]], asked: Hypothesis) -> dict:
         difference = {key: value - asked.minus for key, value in one.items()}
     else:
         difference = subtract(one, select_cells(answers, asked.measure, asked.other), asked.share)
-    effect = pool_differences(difference)
-    bound, verdict = None, None
-    if asked.above is not None:
-        bound, verdict = asked.above, decide(effect, above=asked.above, below=asked.above)
-    elif asked.below is not None:
-        bound, verdict = asked.below, decide(negate(effect), above=-asked.below, below=-asked.below)
-    if verdict is not None and effect["seeds"] < LEAST_LEVELS:
-        verdict = UNDECIDED
-    described = {"hypothesis": asked.name, "claim": asked.claim, "measure": asked.measure}
-    return described | {"effect": effect, "bound": bound, "verdict": verdict}
+    verdict = judge_effect(asked, pool_differences(difference))
+    if verdict["verdict"] is not None and verdict["effect"]["seeds"] < LEAST_LEVELS:
+        verdict["verdict"] = UNDECIDED
+    return verdict
 
 
 def judge_walks(walks: Mapping[str, Sequence[dict]], trained: Mapping[str, tuple[str, int]]) -> dict:
@@ -339,17 +332,7 @@ def render_experiment(summary: Mapping, config: Mapping, quoted: Sequence[str] =
     lines += render_table(("tutor", "n", *WALKED), cells)
 
     lines += ["", "## Hypotheses", "", RULE, ""]
-    cells = [
-        [
-            v["hypothesis"],
-            v["claim"],
-            show_interval(v["effect"]),
-            show_number(v["bound"], 2) if v["bound"] is not None else "–",
-            v["verdict"] or "–",
-        ]
-        for v in [*summary["verdicts"], *summary["learning"]]
-    ]
-    lines += render_table(("", "claim", "effect", "bound", "verdict"), cells)
+    lines += render_verdicts([*summary["verdicts"], *summary["learning"]])
     return "\n".join(lines) + "\n"
 
 

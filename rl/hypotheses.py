@@ -7,8 +7,9 @@ condition (`rl/conditions.py`); `rl/effects.py` pairs two sides and judges.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cot.utils.claims import Hypothesis
 from cot.utils.cli import BASE
-from rl.conditions import LARGE_BUDGET
+from cot.utils.interventions import LARGE_BUDGET
 from rl.settings import PRESETS
 
 CHANCE = 0.35  # fidelity of a manner drawn at random: a style of five, and a hint or none
@@ -35,27 +36,6 @@ class Side(NamedTuple):
     temperature: float = 0.0
     sample: int = 0
     pairs: str | None = None
-
-
-class Hypothesis(NamedTuple):
-    """An effect that is claimed to lie beyond a bound.
-
-    Attributes:
-        measure: one of `MEASURES`.
-        one, other: the effect is `one` minus `share` of `other`; without `other`, `one` minus `minus`.
-        above, below: the bound, and on which side of it the effect is claimed to lie; neither for an effect
-            that is reported without a claim.
-    """
-
-    name: str
-    claim: str
-    measure: str
-    one: Side
-    other: Side | None = None
-    share: float = 1.0
-    minus: float = 0.0
-    above: float | None = None
-    below: float | None = None
 
 
 def list_hypotheses(arms: Sequence[str], level: str = "history") -> list[Hypothesis]:

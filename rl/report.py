@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cot.utils.claims import negate
 from cot.utils.cli import BASE
 from cot.utils.comparisons import (
     JUDGED,
@@ -23,6 +24,7 @@ from cot.utils.comparisons import (
     decide,
     decide_all,
 )
+from cot.utils.tables import render_table, show_interval, show_number, show_percent
 
 PROGRESS_MARGIN = 0.1  # of the difference of Fisher's z
 RULE = " ".join(__doc__.split("\n\n", 1)[1].split())
@@ -80,16 +82,6 @@ def answer_questions(
         same = adaptive.get(policy, {}).get("time_shuffled", {}).get("same_prompt_share")
         verdicts.append(_judge_progress(policy, progress, same))
     return verdicts
-
-
-def negate(effect: Mapping) -> dict:
-    """The same effect seen from the other side.
-
-    >>> negate({"n": 9, "mean": 0.25, "low": 0.125, "high": 0.5})
-    {'n': 9, 'mean': -0.25, 'low': -0.5, 'high': -0.125}
-    """
-    turned = {"mean": effect["mean"], "low": effect["high"], "high": effect["low"]}
-    return {**effect, **{key: None if value is None else -value for key, value in turned.items()}}
 
 
 def _judge(question: str, policy: str, comparison: Mapping | None, note: str = "") -> dict:
@@ -152,34 +144,6 @@ def _in_words(comparison: Mapping) -> str:
         p = "" if metric["p_holm"] is None else f", Holm p = {metric['p_holm']:.3f}"
         parts.append(f"{label} {show_interval(metric)}{p} ({decide(metric)})")
     return "; ".join(parts)
-
-
-def show_number(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    """A number, or a dash where there is none."""
-    return "–" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
-
-
-def show_percent(value: float | None) -> str:
-    """A share in per cent, or a dash where there is none."""
-    return "–" if value is None else f"{value:.1%}"
-
-
-def show_interval(cell: Mapping, digits: int = 3, sign: bool = True) -> str:
-    """A mean with its interval.
-
-    >>> show_interval({"mean": 0.25, "low": 0.125, "high": 0.5}, digits=2)
-    '+0.25 [+0.12, +0.50]'
-    """
-    shown = show_number(cell["mean"], digits, sign)
-    if cell["low"] is None or cell["high"] is None:
-        return shown
-    return f"{shown} [{show_number(cell['low'], digits, sign)}, {show_number(cell['high'], digits, sign)}]"
-
-
-def render_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """The lines of a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
 
 
 def render_evaluation(document: Mapping, figures: Sequence[str]) -> str:

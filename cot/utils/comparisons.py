@@ -173,6 +173,22 @@ def decide_all(effects: Sequence[Mapping]) -> str:
     return NO if set(found) == {NO} else UNDECIDED
 
 
+def mark_changes(records: Records, key: str, was_right: bool) -> None:
+    """Fills in, in place, whether an answer's correctness differs from that of the first one without memory.
+
+    Only where that one, of the same policy, question, student and temperature, is right, or wrong.
+
+    Args:
+        key: of the records; `broken` is what was right and is wrong.
+    """
+    cells = group(usable(records), "policy", "temperature", "question_id", "student_id")
+    for answers in cells.values():
+        first = [r["correct"] for r in answers if r["memory_arm"] == "none" and r["sample"] == 0]
+        if was_right in first:
+            for record in answers:
+                record[key] = record["correct"] != was_right
+
+
 def judge_fits(records: Records, profiles: Mapping[str, Profile], fits: Fits | None = None) -> list[dict]:
     """How well each text of one policy and arm fits its student, beside the others' texts and students.
 
