@@ -19,6 +19,7 @@ READMES = [REPO_ROOT / folder / "README.md" for folder in ("", "cot", "rl", "pro
 ROOM_OF = {  # the README that documents a script's flags
     "cot/run_baseline_cot.py": "cot",
     "cot/run_baseline_faiss.py": "cot",
+    "cot/run_study.py": "cot",
     "rl/train_rl_memory.py": "rl",
     "rl/run_experiment.py": "rl",
     "rl/simulate_students.py": "rl",
@@ -60,8 +61,12 @@ def section_of(script: str) -> str:
         "rl/fit_mastery.py": "## Fitted mastery",
     }
     text = read(ROOM_OF[script])
-    if script not in headings:
-        return text
+    if (
+        ROOM_OF[script] == "cot"
+    ):  # the study has the sweeps' flags, and a section for those with other defaults
+        sweeps, _, rest = text.partition("\n## The study\n")
+        study, _, rest = rest.partition("\n## ")
+        return sweeps + (study if script == "cot/run_study.py" else rest)
     return text[text.index(f"\n{headings[script]}") + 1 :].split("\n## ")[0]
 
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -226,16 +226,19 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """--output_dir --fail_on_error --retry_failed --debug."""
+def add_output_flags(
+    parser: argparse.ArgumentParser,
+    output_dir: Path | None = DATA_DIR,
+    meaning: str = "write the results into a folder in this one, named after the model's family, as in qwen",
+) -> None:
+    """--output_dir --fail_on_error --retry_failed --debug.
+
+    Args:
+        output_dir: its default.
+        meaning: its help text.
+    """
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--output_dir",
-        type=Path,
-        default=DATA_DIR,
-        metavar="FOLDER",
-        help="write the results into a folder in this one, named after the model's family, such as qwen",
-    )
+    group.add_argument("--output_dir", type=Path, default=output_dir, metavar="FOLDER", help=meaning)
     group.add_argument(
         "--fail_on_error",
         type=number(float, 0.0, 1.0),
@@ -269,8 +272,12 @@ def add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     add_output_flags(parser)
 
 
-def add_memory_flags(parser: argparse.ArgumentParser) -> None:
-    """Whose memory is shown, at which level, and how much of it."""
+def add_memory_flags(parser: argparse.ArgumentParser, side_by_side: Sequence[str] = ()) -> None:
+    """Whose memory is shown, at which level, and how much of it.
+
+    Args:
+        side_by_side: levels that stand side by side unless told; without, there is one level.
+    """
     group = parser.add_argument_group("student memory")
     group.add_argument(
         "--profiles_dir",
@@ -288,9 +295,11 @@ def add_memory_flags(parser: argparse.ArgumentParser) -> None:
         help="ids of the students to answer for, or all; nearest, where it is the default, is for each"
         " question the student whose profile is most similar to it",
     )
+    several: dict[str, Any] = {"nargs": "+", "action": Distinct} if side_by_side else {}
     group.add_argument(
         "--memory_level",
-        default=MEMORY_LEVELS[0],
+        **several,
+        default=list(side_by_side) or MEMORY_LEVELS[0],
         choices=MEMORY_LEVELS,
         help="what a memory tells of how to teach the student: its wishes as it states them, the history of"
         " which manner of explaining was followed by right answers, or past episodes alone (--top_k)",

@@ -16,6 +16,7 @@ from cot.utils.stats import Interval, clustered_mean, clustered_share, wilson_in
 
 # What depends on the student whom a text is for: the same text has another value for another student.
 OF_THE_STUDENT = {"fidelity", "support_fit", "prerequisite_coverage", "over_explaining", "mastery"}
+OF_THE_STUDENT |= {"specificity", "identification", "reciprocal_rank", "names_student"}
 COUNTED = {"output_tokens", "mean_nll", "base_nll", "reasoning_steps", "amount"}
 COUNTED |= {"distinct_equations", "distinct_valid_equations"}
 LIMITS = dict.fromkeys(COUNTED, (0.0, math.inf)) | {"perplexity": (1.0, math.inf)}

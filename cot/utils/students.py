@@ -190,7 +190,8 @@ def load_truths(folder: Path, profiles: Mapping[str, Profile]) -> dict[str, Prof
     """The profiles against which texts are judged: for simulated students with what they need as wishes.
 
     `truth.json` holds, by student id, `explanation_style` and `hint` of students who never said what they
-    need. It is read for judging alone, and no prompt is made from it. Without it the profiles themselves.
+    need. It is read for judging, and for prompts that tell the needs on purpose. Without it
+    the profiles themselves.
 
     Raises:
         UserError: the file is malformed, or speaks of a student who has no profile.
