@@ -11,17 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cot.utils.errors import UserError
+from cot.utils.files import text_field
+from cot.utils.mathdial import Dialogue, parse_dialogue
 from rl.import_answers import GRADE_UNKNOWN, Batch, Seen
 
 # Reasons for leaving a row out.
 NO_ERROR, SECOND_READING = "none of the six errors", "another reading of a moment that is there"
 
 MATHDIAL_SKILL = "multi-step word problems"
-MATHDIAL_PROFILE = re.compile(
-    r"\w+ is an? (?P<grade>[0-9]+(?:st|nd|rd|th) grade) student\. (?P<trait>.+)", re.DOTALL
-)
-MATHDIAL_TEACHER = re.compile(r"Teacher: \((?P<act>\w+)\)(?P<said>.*)", re.DOTALL)
-GSM8K_SPLITS = {"5": "gsm8k train", "6": "gsm8k test"}  # by the first digit of MathDial's qid
 BRIDGE_ERRORS = {"guess", "misinterpret", "careless", "right-idea", "imprecise", "diagnose"}
 ORDINALS = {1: "1st", 2: "2nd", 3: "3rd"}
 
@@ -32,40 +29,30 @@ def read_mathdial(paths: Sequence[Path], encoding: str, left_out: Counter, seen:
     Its students are played by a language model after a description. Equal descriptions are one student.
     """
     found: dict[str, list[dict]] = {}
+    described: dict[str, Dialogue] = {}
     for path in paths:
         for line, record in _json_lines(path, encoding):
-            place = f"{path}: line {line}"
-            teacher = _teacher_turns(_text(record, "conversation", place), place)
-            confusion = _text(record, "teacher_described_confusion", place, may_be_null=True)
+            dialogue = parse_dialogue(record, f"{path}: line {line}")
+            split, teacher = dialogue.gsm8k_split, dialogue.teacher_turns
             answer = {
-                "chapter": GSM8K_SPLITS.get(str(record.get("qid"))[:1]),
+                "chapter": f"gsm8k {split}" if split else None,
                 "skill": MATHDIAL_SKILL,
-                "question": _text(record, "question", place),
+                "question": dialogue.question,
                 "correct": False,
-                "error_type": " ".join(confusion.split()) if confusion else None,
-                "student_answer": _text(record, "student_incorrect_solution", place),
-                "tutor_said": "\n".join(turn["said"].strip() for turn in teacher) or None,
-                "tutor_strategy": ", ".join(dict.fromkeys(turn["act"] for turn in teacher)) or None,
+                "error_type": dialogue.confusion,
+                "student_answer": dialogue.student_solution,
+                "tutor_said": dialogue.teacher_said or None,
+                "tutor_strategy": ", ".join(dict.fromkeys(turn.act for turn in teacher)) or None,
             }
-            profile = _text(record, "student_profile", place)
-            if not MATHDIAL_PROFILE.fullmatch(profile):
-                raise UserError(f"{place}: student_profile: expected 'NAME is a 7th grade student. …'")
-            found.setdefault(profile, []).append(answer)
+            found.setdefault(dialogue.profile, []).append(answer)
+            described.setdefault(dialogue.profile, dialogue)
             seen(1)
 
     for profile, answers in found.items():
-        described = MATHDIAL_PROFILE.fullmatch(profile)
+        student = described[profile]
         name = f"mathdial_{hashlib.sha256(profile.encode()).hexdigest()[:10]}"
-        who = {"grade_level": described["grade"], "strengths": [], "challenges": [described["trait"].strip()]}
+        who = {"grade_level": student.grade_level, "strengths": [], "challenges": [student.trait]}
         yield Batch(name, answers, f"{paths[0]}: {name}", who)
-
-
-def _teacher_turns(conversation: str, place: str) -> list[dict]:
-    turns = [turn for turn in conversation.split("|EOM|") if turn.startswith("Teacher:")]
-    found = [MATHDIAL_TEACHER.fullmatch(turn) for turn in turns]
-    if not all(found):
-        raise UserError(f"{place}: conversation: expected a teacher's turn as 'Teacher: (act)…'")
-    return [turn.groupdict() for turn in found]
 
 
 def read_bridge(paths: Sequence[Path], encoding: str, left_out: Counter, seen: Seen) -> Iterator[Batch]:
@@ -79,17 +66,17 @@ def read_bridge(paths: Sequence[Path], encoding: str, left_out: Counter, seen: S
     for path in paths:
         for number, record in enumerate(_json_list(path, encoding), start=1):
             place = f"{path}: record {number}"
-            chat, _, message = _text(record, "c_id", place).rpartition("_")
+            chat, _, message = text_field(record, "c_id", place).rpartition("_")
             if not chat or not message.isdecimal():
                 raise UserError(f"{place}: c_id: expected CHAT_MESSAGE, got {record['c_id']!r}")
-            error, topic = _text(record, "e", place), _text(record, "lesson_topic", place)
+            error, topic = text_field(record, "e", place), text_field(record, "lesson_topic", place)
             answer = {
                 "skill": topic,
                 **_read_chat(record, place),
                 "correct": False,
                 "error_type": error,
                 "tutor_said": " ".join(text for user, text in _messages(record, "c_r", place)) or None,
-                "tutor_strategy": " ".join(_text(record, "z_what", place).split()),
+                "tutor_strategy": " ".join(text_field(record, "z_what", place).split()),
             }
             seen(1)
             if error not in BRIDGE_ERRORS:
@@ -129,7 +116,7 @@ def _messages(record: Mapping, key: str, place: str) -> list[tuple[str, str]]:
         if not isinstance(message, dict) or message.get("user") not in ("student", "tutor"):
             raise UserError(f"{place}: {key}: expected messages with user student or tutor")
     where = f"{place}: {key}"
-    found = [(message["user"], _text(message, "text", where, may_be_empty=True)) for message in messages]
+    found = [(message["user"], text_field(message, "text", where, may_be_empty=True)) for message in messages]
     return [(user, " ".join(text.split())) for user, text in found if text.strip()]
 
 
@@ -179,22 +166,3 @@ def _json_list(path: Path, encoding: str) -> list[dict]:
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise UserError(f"{path}: expected a JSON list of objects")
     return records
-
-
-def _text(
-    record: Mapping, key: str, place: str, may_be_null: bool = False, may_be_empty: bool = False
-) -> str | None:
-    """A field that is a text.
-
-    Raises:
-        UserError: it is not there, no text, or empty.
-    """
-    value = record.get(key)
-    if value is None and may_be_null:
-        return None
-    if not isinstance(value, str):
-        got = type(value).__name__ if key in record else "nothing"
-        raise UserError(f"{place}: {key}: expected a text, got {got}")
-    if not value.strip() and not may_be_empty:
-        raise UserError(f"{place}: {key}: expected a text, got an empty one")
-    return value

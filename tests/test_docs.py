@@ -20,6 +20,7 @@ ROOM_OF = {  # the README that documents a script's flags
     "cot/run_baseline_cot.py": "cot",
     "cot/run_baseline_faiss.py": "cot",
     "cot/run_study.py": "cot",
+    "cot/run_dialogues.py": "cot",
     "rl/train_rl_memory.py": "rl",
     "rl/run_experiment.py": "rl",
     "rl/simulate_students.py": "rl",
@@ -61,12 +62,11 @@ def section_of(script: str) -> str:
         "rl/fit_mastery.py": "## Fitted mastery",
     }
     text = read(ROOM_OF[script])
-    if (
-        ROOM_OF[script] == "cot"
-    ):  # the study has the sweeps' flags, and a section for those with other defaults
-        sweeps, _, rest = text.partition("\n## The study\n")
-        study, _, rest = rest.partition("\n## ")
-        return sweeps + (study if script == "cot/run_study.py" else rest)
+    if ROOM_OF[script] == "cot":  # a study has the sweeps' flags, and a section of those with other defaults
+        studies = {"cot/run_study.py": "The study", "cot/run_dialogues.py": "Tutoring dialogues"}
+        titles = {part.split("\n")[0]: part for part in text.split("\n## ")}
+        own = titles.pop(studies[script]) if script in studies else ""
+        return "\n".join([*(part for title, part in titles.items() if title not in studies.values()), own])
     return text[text.index(f"\n{headings[script]}") + 1 :].split("\n## ")[0]
 
 

@@ -136,18 +136,23 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_question_flags(parser: argparse.ArgumentParser) -> None:
-    """--dataset --split --subset_size --shuffle --cot_prompt --num_fewshot."""
+def add_question_flags(parser: argparse.ArgumentParser, has_splits: bool = True) -> None:
+    """--dataset --split --subset_size --shuffle --cot_prompt --num_fewshot.
+
+    Args:
+        has_splits: whether the questions may come from a source with splits, which takes `--split`.
+    """
     group = parser.add_argument_group("questions and prompt")
     group.add_argument(
         "--dataset",
         default="auto",
-        help="gsm8k, textbook, or a .jsonl or .json file; auto is GSM8K, and the textbook where GSM8K cannot"
-        " be had",
+        help="gsm8k, textbook, a .jsonl or .json file, or mathdial:FILE; auto is GSM8K, and the textbook"
+        " where GSM8K cannot be had",
     )
-    group.add_argument(
-        "--split", default="test", choices=["test", "train"], help="part of gsm8k or of the textbook"
-    )
+    if has_splits:
+        group.add_argument(
+            "--split", default="test", choices=["test", "train"], help="part of gsm8k or of the textbook"
+        )
     group.add_argument(
         "--subset_size", type=number(int, 1), default=50, help="ask the first N questions", metavar="N"
     )

@@ -17,10 +17,11 @@ from cot.utils.stats import Interval, clustered_mean, clustered_share, wilson_in
 # What depends on the student whom a text is for: the same text has another value for another student.
 OF_THE_STUDENT = {"fidelity", "support_fit", "prerequisite_coverage", "over_explaining", "mastery"}
 OF_THE_STUDENT |= {"specificity", "identification", "reciprocal_rank", "names_student"}
+OF_THE_STUDENT |= {"teacher_similarity", "wrong_step_named", "wrong_number_repeated"}
 COUNTED = {"output_tokens", "mean_nll", "base_nll", "reasoning_steps", "amount"}
 COUNTED |= {"distinct_equations", "distinct_valid_equations"}
 LIMITS = dict.fromkeys(COUNTED, (0.0, math.inf)) | {"perplexity": (1.0, math.inf)}
-LIMITS |= dict.fromkeys(("semantic_similarity", "specificity", "regret"), (-1.0, 1.0))
+LIMITS |= dict.fromkeys(("semantic_similarity", "teacher_similarity", "specificity", "regret"), (-1.0, 1.0))
 UNIT = (0.0, 1.0)  # of every other metric
 
 
@@ -44,6 +45,8 @@ class Sample(NamedTuple):
 def observe(*sides: Sequence[dict], by_student: bool = False, templates: bool = True) -> Sample:
     """The distinct observations among records, or among pairs of records that stand side by side.
 
+    Students are a way of their own where they meet several questions; who meets one alone is part of it.
+
     Args:
         sides: records as long as each other, the same student and question side by side.
         by_student: one for each student, for metrics `OF_THE_STUDENT`.
@@ -59,7 +62,9 @@ def observe(*sides: Sequence[dict], by_student: bool = False, templates: bool = 
     questions = [name_cluster(record) if templates else record["question_id"] for record in first]
     ways = [number_clusters(questions)]
     cells = {(record["question_id"], record.get("student_id")) for record in first}
-    if len(cells) > len({question for question, _ in cells}):
+    asked, students = ({cell[way] for cell in cells} for way in (0, 1))
+    nested = len(students) == len(cells) and len(asked) > 1  # each student has a question of its own
+    if len(cells) > len(asked) and not nested:
         ways.append(number_clusters([record.get("student_id") for record in first]))
     return Sample(rows, tuple(ways))
 

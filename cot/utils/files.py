@@ -150,6 +150,28 @@ def read_json_lines(path: Path) -> list[tuple[int, Any]]:
     return values
 
 
+def text_field(
+    record: Mapping, key: str, place: str, may_be_null: bool = False, may_be_empty: bool = False
+) -> str | None:
+    """A field of a record that is a text.
+
+    Args:
+        place: of the record, with which an error begins.
+
+    Raises:
+        UserError: it is not there, no text, or empty.
+    """
+    value = record.get(key)
+    if value is None and may_be_null:
+        return None
+    if not isinstance(value, str):
+        got = type(value).__name__ if key in record else "nothing"
+        raise UserError(f"{place}: {key}: expected a text, got {got}")
+    if not value.strip() and not may_be_empty:
+        raise UserError(f"{place}: {key}: expected a text, got an empty one")
+    return value
+
+
 def write_answers(records: Iterable[Mapping], keys: Sequence[str], path: Path) -> None:
     """Some keys of each record as JSON lines, compressed; equal records give equal bytes."""
     lines = "".join(dumps({key: record[key] for key in keys}) + "\n" for record in records)

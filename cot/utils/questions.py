@@ -1,4 +1,4 @@
-"""Questions: GSM8K from the hub or its cache, a local file, or the bundled textbook.
+"""Questions: GSM8K from the hub or its cache, a local file, MathDial's problems, or the bundled textbook.
 
 Every source yields the GSM8K fields: a question, and a worked solution that ends in `#### N`.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from cot.utils.answers import GoldError, gold_answer
 from cot.utils.errors import UserError
 from cot.utils.files import read_json_lines, read_text
+from cot.utils.mathdial import PREFIX, Dialogue, load_dialogues
 from cot.utils.model_names import hub_answers
 from cot.utils.textbook import Exercise, generate_exercises, load_chapters
 
@@ -89,7 +90,8 @@ def load_questions(
     """The first `subset_size` questions of a data set, shuffled before if `shuffle_seed` is given.
 
     Args:
-        dataset: `auto` (GSM8K, else the textbook), `gsm8k`, `textbook`, or a `.jsonl` or `.json` file.
+        dataset: `auto` (GSM8K, else the textbook), `gsm8k`, `textbook`, a `.jsonl` or `.json` file, or
+            `mathdial:FILE`.
         split: `train` or `test`, of GSM8K or the textbook.
 
     Raises:
@@ -137,9 +139,14 @@ def _read_source(dataset: str, split: str) -> tuple[str, list[Question]]:
         return f"GSM8K {split}", _read_gsm8k(split)
     if dataset == "textbook":
         return f"textbook {split}", _read_textbook(split)
+    if dataset.startswith(PREFIX):
+        return dataset, _read_mathdial(dataset)
     path = Path(dataset)
     if path.suffix not in (".jsonl", ".json"):
-        raise UserError(f"--dataset {dataset}: expected auto, gsm8k, textbook, or a .jsonl or .json file")
+        raise UserError(
+            f"--dataset {dataset}: expected auto, gsm8k, textbook, or a .jsonl or .json file, or"
+            " mathdial:FILE"
+        )
     return str(path), list(_read_file(path))
 
 
@@ -164,6 +171,17 @@ def _read_textbook(split: str) -> list[Question]:
         generate_exercises(chapter, split, TEXTBOOK_EXERCISES, TEXTBOOK_SEED) for chapter in load_chapters()
     ]
     return [question_of(exercise) for row in zip(*columns, strict=True) for exercise in row]
+
+
+def _read_mathdial(dataset: str) -> list[Question]:
+    """Each problem once, whose chapter says of which split of GSM8K it is."""
+    first: dict[str, Dialogue] = {}
+    for dialogue in load_dialogues(dataset):
+        first.setdefault(dialogue.question_id, dialogue)
+    return [
+        Question(name, found.question, found.gold_solution, chapter=f"gsm8k {found.gsm8k_split}")
+        for name, found in first.items()
+    ]
 
 
 def _read_file(path: Path) -> Iterator[Question]:

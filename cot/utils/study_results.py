@@ -7,6 +7,7 @@ A text that several students share is one observation, and answers to one questi
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cot.utils.answers import score_answer
 from cot.utils.claims import Hypothesis, judge_effect, render_verdicts
@@ -33,6 +34,7 @@ MEASURES = {  # key of a record, by name in the table
     "repair": "repaired",
 }
 SHARES = ("correct", "truncated")  # whose intervals are Wilson's
+SIGNED = ("specificity", "teacher_similarity")  # measures that may be negative
 SHOWN = ("accuracy", "accuracy_finished", "cut_off", "output_tokens", "fidelity", "specificity")
 SHOWN += ("identification", "copying", "breakage", "repair")
 FEW_CUT = 0.05  # share of a condition's texts, above which its budget of tokens was too small
@@ -82,31 +84,51 @@ def summarize(records: Sequence[dict], temperatures: Sequence[float]) -> dict:
     table = [describe(answers, chance=1 / students) for answers in sides.values()]
 
     levels = list(dict.fromkeys(r["memory_level"] for r in records if r["memory_level"]))
-    verdicts = []
-    for policy, answers in group(records, "policy").items():
-        by_side = {Side(*side): rows for side, rows in group(answers, "memory_arm", "temperature").items()}
-        for asked in list_hypotheses(levels, temperatures, students):
-            if asked.one in by_side and (asked.other is None or asked.other in by_side):
-                verdicts.append({"policy": policy} | judge_effect(asked, measure_effect(by_side, asked)))
-    return {"table": table, "verdicts": verdicts}
+    return {"table": table, "verdicts": judge(records, list_hypotheses(levels, temperatures, students))}
 
 
 def describe(answers: Sequence[dict], chance: float) -> dict:
     """A row of the table: one condition at one temperature."""
-    valid, first = usable(answers), answers[0]
+    names = ("policy", "condition", "memory_level", "temperature")
+    return {name: answers[0][name] for name in names} | {"chance": chance} | pool(answers, MEASURES)
+
+
+def pool(answers: Sequence[dict], measures: Mapping[str, str]) -> dict:
+    """`n` answers, `errors`, and every measure with its interval.
+
+    Args:
+        measures: key of a record, by name; `accuracy_finished`, of what was not cut off, comes to them.
+    """
+    valid = usable(answers)
     texts, by_student = observe(valid), observe(valid, by_student=True)
-    row = {key: first[key] for key in ("policy", "condition", "memory_level", "temperature")}
-    row |= {"n": len(valid), "errors": len(answers) - len(valid), "chance": chance}
-    for name, key in MEASURES.items():
+    row: dict[str, Any] = {"n": len(valid), "errors": len(answers) - len(valid)}
+    for name, key in measures.items():
         sample = by_student if key in OF_THE_STUDENT else texts
         row[name] = share_of(sample, key) if key in SHARES else mean_of(sample, key)
     row["accuracy_finished"] = share_of(observe([r for r in valid if not r["truncated"]]))
     return row
 
 
-def measure_effect(by_side: Mapping[Side, Sequence[dict]], asked: Hypothesis) -> Interval:
-    """`n, mean, low, high, clusters` of what a hypothesis compares, where both sides have the measure."""
-    key = MEASURES[asked.measure]
+def judge(
+    records: Sequence[dict], hypotheses: Sequence[Hypothesis], measures: Mapping[str, str] = MEASURES
+) -> list[dict]:
+    """The verdict of each hypothesis whose answers are there, policy by policy."""
+    verdicts = []
+    for policy, answers in group(records, "policy").items():
+        by_side = {Side(*side): rows for side, rows in group(answers, "memory_arm", "temperature").items()}
+        for asked in hypotheses:
+            if asked.one in by_side and (asked.other is None or asked.other in by_side):
+                effect = measure_effect(by_side, asked, measures[asked.measure])
+                verdicts.append({"policy": policy} | judge_effect(asked, effect))
+    return verdicts
+
+
+def measure_effect(by_side: Mapping[Side, Sequence[dict]], asked: Hypothesis, key: str) -> Interval:
+    """`n, mean, low, high, clusters` of what a hypothesis compares, where both sides have the measure.
+
+    Args:
+        key: of the measure in a record.
+    """
     sides = [asked.one] if asked.other is None else [asked.one, asked.other]
     cells = [
         {(r["student_id"], r["question_id"], r["sample"]): r for r in usable(by_side[side])} for side in sides
@@ -172,17 +194,22 @@ def render_study(summary: Mapping, config: Mapping) -> str:
         cells = [
             [
                 *(row["condition"], row["memory_level"] or "–", row["accuracy"]["n"]),
-                *(_show(row, name) for name in SHOWN),
+                *(show_measure(row, name) for name in SHOWN),
             ]
             for row in rows
         ]
         lines += ["", title, "", *render_table(header, cells)]
-        cut = [row for row in rows if (row["cut_off"]["mean"] or 0.0) > FEW_CUT]
-        if cut:
-            lines += ["", f"More than {FEW_CUT:.0%} of the texts are cut off under {len(cut)} of {len(rows)}"]
-            lines[-1] += " conditions: lengths and accuracy are not to be compared; take more tokens."
+        lines += warn_of_cuts(rows)
     lines += ["", "## Hypotheses", "", RULE, "", *render_verdicts(summary["verdicts"])]
     return "\n".join(lines) + "\n"
+
+
+def warn_of_cuts(rows: Sequence[Mapping]) -> list[str]:
+    """Lines that say so where texts were cut off too often to be compared."""
+    cut = [row for row in rows if (row["cut_off"]["mean"] or 0.0) > FEW_CUT]
+    warning = f"More than {FEW_CUT:.0%} of the texts are cut off under {len(cut)} of {len(rows)} conditions:"
+    warning += " lengths and accuracy are not to be compared; take more tokens."
+    return ["", warning] if cut else []
 
 
 def draw_study(table: Sequence[Mapping]):
@@ -225,11 +252,12 @@ def draw_study(table: Sequence[Mapping]):
     return figure
 
 
-def _show(row: Mapping, name: str) -> str:
+def show_measure(row: Mapping, name: str) -> str:
+    """A measure of a row of a table, as it is read."""
     cell = row[name]
     if name == "output_tokens":
         return show_number(cell["mean"], 1)
     if name in ("cut_off", "copying"):
         return show_percent(cell["mean"])
-    shown = show_interval(cell, sign=name == "specificity")
+    shown = show_interval(cell, sign=name in SIGNED)
     return f"{shown} ({show_number(row['chance'])})" if name == "identification" else shown
