@@ -79,7 +79,7 @@ def load_students(args: argparse.Namespace) -> tuple[dict, dict, dict]:
     names = pick_students(args.students, profiles)
     least = max(2, args.students_per_question)
     if len(names) < least:
-        raise UserError(f"--students: {len(names)} are too few; another one's memory needs {least} or more")
+        raise UserError(f"--students: {len(names)} are too few; it takes {least} or more")
     truths = load_truths(args.profiles_dir, profiles)
     if lacking := [name for name in names if not has_wishes(truths[name])]:
         raise UserError(

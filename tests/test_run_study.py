@@ -76,8 +76,8 @@ def test_every_key_of_a_studys_files_is_documented(study):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--students", "S0000"], "--students: 1 are too few; another one's memory needs 2 or more"),
-        (["--students_per_question", "4"], "--students: 3 are too few; another one's memory needs 4"),
+        (["--students", "S0000"], "--students: 1 are too few; it takes 2 or more"),
+        (["--students_per_question", "4"], "--students: 3 are too few; it takes 4 or more"),
         (["--memory_level", "episodes", "--top_k", "0"], "--memory_level episodes: --top_k 0 leaves nothing"),
     ],
 )

@@ -35,8 +35,10 @@ MEASURES = {  # key of a record, by name in the table
 }
 SHARES = ("correct", "truncated")  # whose intervals are Wilson's
 SIGNED = ("specificity", "teacher_similarity")  # measures that may be negative
-SHOWN = ("accuracy", "accuracy_finished", "cut_off", "output_tokens", "fidelity", "specificity")
-SHOWN += ("identification", "copying", "breakage", "repair")
+SHOWN = (  # measures in the tables that are read
+    *("accuracy", "accuracy_finished", "cut_off", "output_tokens", "fidelity", "specificity"),
+    *("identification", "copying", "breakage", "repair"),
+)
 FEW_CUT = 0.05  # share of a condition's texts, above which its budget of tokens was too small
 ANSWER_KEYS = (  # of the raw answers
     *("policy", "memory_arm", "temperature", "sample", "question_id", "student_id", "retrieved_profile"),
