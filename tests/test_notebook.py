@@ -5,6 +5,10 @@ import sys
 
 import pytest
 from conftest import REPO_ROOT
+from test_study_results import TRUTHS, plant
+
+from cot.utils.files import write_answers
+from cot.utils.study_results import ANSWER_KEYS, prepare_answers
 
 NOTEBOOK = REPO_ROOT / "data" / "analysis.ipynb"
 SAMPLES = REPO_ROOT / "data" / "samples"
@@ -30,6 +34,7 @@ def test_the_samples_are_small_result_files():
 
 @pytest.mark.slow
 def test_the_notebook_runs_without_model_or_network_and_draws_every_figure(tmp_path, monkeypatch):
+    """As committed, and once more the section of the study, with planted raw answers."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -42,12 +47,18 @@ def test_the_notebook_runs_without_model_or_network_and_draws_every_figure(tmp_p
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    write_answers(prepare_answers(plant(), TRUTHS), ANSWER_KEYS, tmp_path / "answers.jsonl.gz")
+    (section,) = [cell for cell in notebook.cells if "recount" in cell.source and cell.cell_type == "code"]
+    notebook.cells.append(nbformat.v4.new_code_cell(f"SOURCES = [Path({str(tmp_path)!r})]\n{section.source}"))
     client = NotebookClient(
         notebook, timeout=120, kernel_name="here", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     )
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     images = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(images) == 6
+    assert len(images) == 6 + 1
+    assert "no raw answers of cot/run_study.py in SOURCES" in section.outputs[0]["text"]
+    table, verdicts, _ = notebook.cells[-1].outputs
+    assert "shuffled" in table["data"]["text/html"] and "undecided" in verdicts["data"]["text/html"]
     assert "answers of sweeps" in outputs[0]["text"] and not outputs[0]["text"].startswith("0 ")
     assert not [output for output in outputs if output.get("name") == "stderr"]
