@@ -1,7 +1,7 @@
 """The study on MathDial: what a memory tells of a dialogue, the wrong step, the subsets, the export."""
 
 import pytest
-from conftest import planted_record
+from conftest import REPO_ROOT, planted_record
 from test_mathdial import DIALOGUE
 
 from cot.utils.dialogue_study import (
@@ -13,7 +13,7 @@ from cot.utils.dialogue_study import (
     summarize,
     wrong_numbers,
 )
-from cot.utils.mathdial import parse_dialogue
+from cot.utils.mathdial import load_dialogues, parse_dialogue
 from cot.utils.questions import Question
 
 OTHER = DIALOGUE | {"qid": 5000007, "question": "Tom has 2 pens and buys 2. How many now?"}
@@ -68,6 +68,17 @@ def test_a_wrong_number_is_named_as_wrong_or_stated_as_right(text, judged):
 
 def test_without_a_wrong_number_there_is_nothing_to_judge():
     assert judge_wrong_step("12 + 3 = 15.\n#### 10", set()) == (None, None)
+
+
+def test_the_real_wrong_solutions_state_their_wrong_numbers_as_right_and_the_right_ones_none():
+    path = REPO_ROOT.parent / "shared" / "real" / "mathdial" / "test.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path} absent")
+    found = [(dialogue, wrong_numbers(dialogue)) for dialogue in load_dialogues(f"mathdial:{path}")]
+    judged = [(dialogue, wrong) for dialogue, wrong in found if wrong]
+    assert (len(found), len(judged)) == (599, 549)
+    assert all(judge_wrong_step(dialogue.student_solution, wrong)[1] for dialogue, wrong in judged)
+    assert not any(judge_wrong_step(dialogue.gold_solution, wrong)[1] for dialogue, wrong in judged)
 
 
 def plant():
