@@ -155,12 +155,12 @@ def run(args: argparse.Namespace) -> int:
             measure=measure, summarize=lambda records: summarize(records, args.temperatures)
         )
 
-    # what they say
-    records = study.in_order()
-    write_answers(records, ANSWER_KEYS, folder / "answers.jsonl.gz")
-    write_exports(records, named, name, folder, temperature=min(args.temperatures))
-    report = render_study(document["summary"], document["config"])
-    (folder / "dialogues.md").write_text(report, encoding="utf-8")
+        # what they say
+        records = study.in_order()
+        write_answers(records, ANSWER_KEYS, folder / "answers.jsonl.gz")
+        write_exports(records, named, name, folder, temperature=min(args.temperatures))
+        report = render_study(document["summary"], document["config"])
+        (folder / "dialogues.md").write_text(report, encoding="utf-8")
     print(f"{report}\n{path}")
     return study.exit_code
 

@@ -190,11 +190,11 @@ def run(args: argparse.Namespace) -> int:
             measure=measure, summarize=lambda records: summarize(records, args.temperatures)
         )
 
-    # what they say
-    write_answers(prepare_answers(study.in_order(), truths), ANSWER_KEYS, folder / "answers.jsonl.gz")
-    report = render_study(document["summary"], document["config"])
-    (folder / "study.md").write_text(report, encoding="utf-8")
-    save_figure(draw_study(document["summary"]["table"]), folder / "study.png")
+        # what they say
+        write_answers(prepare_answers(study.in_order(), truths), ANSWER_KEYS, folder / "answers.jsonl.gz")
+        report = render_study(document["summary"], document["config"])
+        (folder / "study.md").write_text(report, encoding="utf-8")
+        save_figure(draw_study(document["summary"]["table"]), folder / "study.png")
     print(f"{report}\n{path}")
     return study.exit_code
 

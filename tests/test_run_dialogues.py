@@ -15,9 +15,14 @@ def test_dialogues_are_asked_measured_and_exported(tiny_folder, tmp_path):
     dataset = write(tmp_path / "test.jsonl", DIALOGUE, other, DIALOGUE)
     flags = ["--model_name", long_context(tiny_folder, tmp_path / "tiny-llama"), "--device", "cpu"]
     flags += ["--dataset", dataset, "--cot_prompt", "Solve.", "--max_new_tokens", 4]
-    code, out, stderr = run_here(main, *flags, "--output_dir", tmp_path / "out")
-    assert code == 0, stderr
+    flags += ["--output_dir", tmp_path / "out"]
     folder = tmp_path / "out"
+    (folder / "dialogues.md").mkdir(parents=True)  # no file can be written there: all else is made
+    with pytest.raises(IsADirectoryError):
+        run_here(main, *flags)
+    (folder / "dialogues.md").rmdir()
+    code, out, stderr = run_here(main, *flags)
+    assert code == 0 and ": 0 of 12 rows left" in out, stderr
     assert out.splitlines()[-1] == str(only(folder, "summary_*.json"))
 
     document = read_strictly(only(folder, "results_temp_0.0_*.json"))

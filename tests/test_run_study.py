@@ -28,8 +28,12 @@ def study(students, tiny_folder, tmp_path_factory):
     flags = ["--model_name", model, "--device", "cpu", "--dataset", "textbook", "--subset_size", 2]
     flags += ["--profiles_dir", students, "--memory_tokens", 60, "--cot_prompt", "Solve."]
     flags += ["--max_new_tokens", 4, "--output_dir", folder / "out"]
+    (folder / "out" / "study.md").mkdir(parents=True)  # no file can be written there: all else is made
+    with pytest.raises(IsADirectoryError):
+        run_here(main, *flags)
+    (folder / "out" / "study.md").rmdir()
     code, out, stderr = run_here(main, *flags)
-    assert code == 0, stderr
+    assert code == 0 and ": 0 of " in out, stderr
     assert out.splitlines()[-1] == str(only(folder / "out", "summary_*.json"))
     return folder / "out"
 
