@@ -102,6 +102,12 @@ def run_script(script: str, *flags, **options):
     return process
 
 
+def run_python(code: str, *arguments) -> subprocess.CompletedProcess:
+    """Some Python in a process of its own that can import this repo."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
+
+
 def run_here(main, *flags) -> tuple[int, str, str]:
     """A script in this process, which has imported the libraries already: (exit code, stdout, stderr)."""
     handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
@@ -156,7 +162,7 @@ def wait_for_batches(process, folder: Path, count: int) -> None:
 
 def edit_journal(path: Path, edit) -> None:
     """Changes the lines of a journal as if they had been written so: `edit` gets a line and gives another."""
-    from cot.utils.files import seal, unseal
+    from cot.utils.journal import seal, unseal
 
     lines = [edit(unseal(line)) for line in path.read_bytes().splitlines()]
     path.write_text("".join(map(seal, lines)))

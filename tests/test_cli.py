@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import run_python
 
 from cot.utils.cli import (
     REPO_ROOT,
@@ -124,10 +125,6 @@ def test_an_output_folder_is_created_or_refused(tmp_path):
 
 
 # ---- what is imported when
-
-
-def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, capture_output=True, text=True)
 
 
 def test_no_scripts_help_imports_anything_heavy():

@@ -1,28 +1,24 @@
-"""Files that survive crashes: strict JSON, whole-file writes, readers, locks, and the journal of a run."""
+"""Files that survive crashes: strict JSON, whole-file writes, readers and locks."""
 
 import json
 import math
 import os
 import resource
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy
 import pytest
+from conftest import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cot.utils.cli import REPO_ROOT
 from cot.utils.errors import UserError
 from cot.utils.files import (
     append_json_lines,
     dumps,
     lock_file,
-    open_journal,
-    read_headers,
     read_json,
     read_json_lines,
     read_text,
@@ -111,6 +107,18 @@ def test_a_failed_write_leaves_the_previous_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+    code = "import resource, signal, sys; from pathlib import Path\n"
+    code += "from cot.utils.files import append_json_lines, write_json\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    code += "for write, value in ((append_json_lines, ['x' * 200]), (write_json, 'x' * 200)):\n"
+    code += "    try: write(Path(sys.argv[1]), value)\n"
+    code += "    except OSError as error: print(error.filename, error.strerror)"
+    path = tmp_path / "a.jsonl"
+    assert run_python(code, path).stdout == f"{path} File too large\n" * 2
+
+
 # ---- readers
 
 
@@ -158,12 +166,6 @@ def test_appended_lines_are_read_again(tmp_path):
 # ---- the lock
 
 
-def run_python(code, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=REPO_ROOT, capture_output=True, text=True
-    )
-
-
 def test_a_lock_is_held_against_another_process_until_it_is_released(tmp_path):
     path = tmp_path / "a.lock"
     code = "import sys; from pathlib import Path; from cot.utils.files import lock_file\n"
@@ -172,116 +174,3 @@ def test_a_lock_is_held_against_another_process_until_it_is_released(tmp_path):
     assert "UserError: taken" in run_python(code, path).stderr
     lock.release()
     assert run_python(code, path).returncode == 0
-
-
-# ---- the journal
-
-
-def test_an_unfinished_run_continues_and_a_finished_one_does_not(tmp_path):
-    first = open_journal(tmp_path, "key", {"started": "a"})
-    first.append({"records": {"x": 1}})
-    first.close()
-    again = open_journal(tmp_path, "key", {"started": "b"})
-    assert (again.path, again.stamp) == (first.path, first.stamp)
-    assert again.header == {"key": "key", "started": "a"}
-    assert again.batches == [{"records": {"x": 1}}]
-    again.finish()
-    new = open_journal(tmp_path, "key", {"started": "c"})
-    assert new.path != first.path
-    assert (new.header["started"], new.batches) == ("c", [])
-    new.close()
-    assert read_headers(tmp_path) == {new.path.name: {"key": "key", "started": "c"}}
-    assert list(read_headers(tmp_path, finished=True)) == [first.path.name, new.path.name]
-
-
-def test_a_growing_run_goes_on_in_its_newest_journal_finished_or_not(tmp_path):
-    for name in "ab":
-        journal = open_journal(tmp_path, "key", {"started": name})
-        journal.append({"records": {name: 1}})
-        journal.finish()
-    open_journal(tmp_path, "another key", {}).close()
-    for rows in ([1], [1, 2]):
-        again = open_journal(tmp_path, "key", {}, reopen_finished=True)
-        assert again.header["started"] == "b"
-        assert [batch["records"] for batch in again.batches] == [{"b": row} for row in rows]
-        again.append({"records": {"b": rows[-1] + 1}})
-        again.finish()
-    new = open_journal(tmp_path, "new key", {}, reopen_finished=True)
-    assert new.batches == []
-    new.close()
-
-
-def test_another_key_is_another_run_even_in_the_same_second(tmp_path):
-    journals = [open_journal(tmp_path, f"key {number}", {}) for number in range(3)]
-    assert len({journal.stamp for journal in journals}) == 3
-    for journal in journals:
-        journal.close()
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl"] * 3
-
-
-def test_a_torn_last_line_is_dropped_with_a_warning_and_a_broken_one_before_it_named(tmp_path, capsys):
-    journal = open_journal(tmp_path, "key", {})
-    journal.append({"records": {"x": 1}})
-    journal.close()
-    with journal.path.open("a") as file:
-        file.write('{"records": {"y": 2')
-    again = open_journal(tmp_path, "key", {})
-    assert again.batches == [{"records": {"x": 1}}]
-    assert "torn last line dropped (19 bytes)" in capsys.readouterr().err
-    again.append({"records": {"z": 3}})
-    again.close()
-    batches = [value for _, value in read_json_lines(journal.path)][1:]
-    assert [batch["records"] for batch in batches] == [{"x": 1}, {"z": 3}]
-
-
-@pytest.mark.parametrize("line", [b"{broken", b"3", b'{"records": {"z": 4}, "crc32": 1}', b""])
-def test_a_line_that_is_not_as_it_was_written_is_named(line, tmp_path):
-    journal = open_journal(tmp_path, "key", {})
-    for record in (1, 2, 3):
-        journal.append({"records": {"z": record}})
-    journal.close()
-    lines = journal.path.read_bytes().splitlines()
-    lines[2] = line
-    journal.path.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(UserError, match=r"journal_.*\.jsonl: line 3: not as it was written"):
-        open_journal(tmp_path, "key", {})
-
-
-def test_a_run_whose_header_was_edited_is_not_continued_and_named(tmp_path, capsys):
-    journal = open_journal(tmp_path, "key", {"started": "a"})
-    journal.close()
-    journal.path.write_text(journal.path.read_text().replace('"a"', '"b"'))
-    assert read_headers(tmp_path) == {journal.path.name: {}}
-    assert f"not continuing {journal.path}: its first line is broken, edited" in capsys.readouterr().err
-    assert open_journal(tmp_path, "key", {}).path != journal.path
-
-
-def test_a_full_disk_is_told_with_the_files_name(tmp_path):
-    code = "import resource, signal, sys; from pathlib import Path\n"
-    code += "from cot.utils.files import append_json_lines, write_json\n"
-    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
-    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    code += "for write, value in ((append_json_lines, ['x' * 200]), (write_json, 'x' * 200)):\n"
-    code += "    try: write(Path(sys.argv[1]), value)\n"
-    code += "    except OSError as error: print(error.filename, error.strerror)"
-    path = tmp_path / "a.jsonl"
-    assert run_python(code, path).stdout == f"{path} File too large\n" * 2
-
-
-OPEN = "import os, sys; from pathlib import Path; from cot.utils.files import open_journal\n"
-OPEN += "journal = open_journal(Path(sys.argv[1]), 'key', {})\n"
-
-
-def test_a_second_process_at_the_same_run_is_refused_by_name(tmp_path):
-    journal = open_journal(tmp_path, "key", {})
-    done = run_python(OPEN, tmp_path)
-    journal.close()
-    assert f"process {os.getpid()} is at this run" in done.stderr
-
-
-def test_a_killed_process_leaves_its_whole_batches_and_no_lock(tmp_path):
-    code = OPEN + "journal.append({'records': {'x': 1}}); os.kill(os.getpid(), 9)"
-    assert run_python(code, tmp_path).returncode == -signal.SIGKILL
-    again = open_journal(tmp_path, "key", {})
-    assert again.batches == [{"records": {"x": 1}}]
-    again.close()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cot.utils.cli import PROFILES_DIR
 from cot.utils.encoding import encode_data
 from cot.utils.errors import UserError
-from cot.utils.files import open_journal
+from cot.utils.journal import open_journal
 from cot.utils.mastery import consolidate
 from cot.utils.memory_arms import Moment, PromptShape, StudentMemory, make_prompt
 from cot.utils.questions import load_questions

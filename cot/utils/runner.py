@@ -25,8 +25,9 @@ from cot.utils.errors import (
     hold_signals,
     raise_if_signalled,
 )
-from cot.utils.files import Journal, dumps, open_journal, read_headers, timestamp, write_json, write_results
+from cot.utils.files import dumps, timestamp, write_json, write_results
 from cot.utils.formats import format_of
+from cot.utils.journal import Journal, open_journal, read_headers
 from cot.utils.memory_arms import PromptShape, make_prompt
 from cot.utils.model_names import ModelSource, fetch_model
 from cot.utils.progress import Progress
