@@ -16,7 +16,7 @@ from cot.utils.comparisons import (
     fit_to_students,
     track_progress,
 )
-from cot.utils.fidelity import fidelity
+from cot.utils.fidelity import EXPLANATION_STYLES, fidelity
 from cot.utils.students import load_profiles
 
 PROFILES = load_profiles(PROFILES_DIR)
@@ -205,19 +205,15 @@ def test_specificity_and_identification_judge_each_text_against_each_student():
     assert identification == {"n": 2, "top1": 1.0, "mrr": 1.0, "chance": 0.5}
 
 
-def test_what_was_judged_in_another_summary_is_not_judged_again():
-    texts = {"S001": f"Hint: think of adding.\n{NUMBERED}", "S003": ASKING}
-    own = [planted_record("q0", student, "own", generated_text=text) for student, text in texts.items()]
-    fits = {}
-    found = fit_to_students(own, PROFILES, fits)
-    assert fits == {
-        text: {student: fidelity(text, PROFILES[student]) for student in texts} for text in texts.values()
-    }
-    for known in fits.values():
-        known["S005"] = 1.0  # of a student of whom these records do not speak
-    assert fit_to_students(own, PROFILES, fits) == found == fit_to_students(own, PROFILES)
-    fits[ASKING]["S001"] += 0.5  # no check says so: the mean of two specificities falls by a half of it
-    assert fit_to_students(own, PROFILES, fits)[0]["mean"] == pytest.approx(found[0]["mean"] - 0.25)
+def test_the_texts_of_a_run_are_judged_once_for_all_summaries():
+    texts = [f"1. Add.\n2. {number} + 1 = {number + 1}" for number in range(1100)]
+    own = [planted_record(f"q{n}", "S001", "own", generated_text=text) for n, text in enumerate(texts)]
+    judge = EXPLANATION_STYLES[PROFILES["S001"].explanation_style]
+
+    found = fit_to_students(own, PROFILES)
+    judged = judge.cache_info().misses
+    assert judged >= len(texts)
+    assert fit_to_students(own, PROFILES) == found and judge.cache_info().misses == judged
 
 
 def test_one_text_for_all_gives_exactly_chance():

@@ -49,7 +49,6 @@ RESAMPLED = 1  # the sample beside sample 0 that adaptivity compares with
 
 Records = Sequence[dict]
 Cells = dict[tuple, dict]
-Fits = dict[str, dict[str, float]]  # by text, then student: its fidelity
 
 
 def group(records: Records, *keys: str) -> dict:
@@ -189,11 +188,8 @@ def mark_changes(records: Records, key: str, was_right: bool) -> None:
                 record[key] = record["correct"] != was_right
 
 
-def judge_fits(records: Records, profiles: Mapping[str, Profile], fits: Fits | None = None) -> list[dict]:
+def judge_fits(records: Records, profiles: Mapping[str, Profile]) -> list[dict]:
     """How well each text of one policy and arm fits its student, beside the others' texts and students.
-
-    Args:
-        fits: what was judged before; grows.
 
     Returns:
         For each record `specificity`: fidelity to its student minus the mean fidelity to that student of the
@@ -203,15 +199,9 @@ def judge_fits(records: Records, profiles: Mapping[str, Profile], fits: Fits | N
         hit, and a tied student's rank is the mean of the ranks that the tie covers. All are None for a
         student who has no wishes.
     """
-    fits = {} if fits is None else fits
     judges = {student: profile for student, profile in profiles.items() if has_wishes(profile)}
     by_question: dict[tuple, list[dict]] = defaultdict(list)
     for record in records:
-        text = record["generated_text"]
-        known = fits.setdefault(text, {})
-        for student in judges:
-            if student not in known:
-                known[student] = fidelity(text, judges[student])
         by_question[record["question_id"], record["temperature"]].append(record)
 
     judged = []
@@ -220,17 +210,17 @@ def judge_fits(records: Records, profiles: Mapping[str, Profile], fits: Fits | N
         if student not in judges:
             judged.append(dict.fromkeys(("specificity", "identification", "reciprocal_rank")))
             continue
-        own = {judge: fits[record["generated_text"]][judge] for judge in judges}
+        fits = {judge: fidelity(record["generated_text"], profile) for judge, profile in judges.items()}
         others = [
-            fits[other["generated_text"]][student]
+            fidelity(other["generated_text"], judges[student])
             for other in by_question[record["question_id"], record["temperature"]]
             if other["student_id"] != student
         ]
-        better = sum(fit > own[student] for fit in own.values())
-        tied = sum(fit == own[student] for fit in own.values())  # the student itself included
+        better = sum(fit > fits[student] for fit in fits.values())
+        tied = sum(fit == fits[student] for fit in fits.values())  # the student itself included
         judged.append(
             {
-                "specificity": own[student] - statistics.fmean(others) if others else None,
+                "specificity": fits[student] - statistics.fmean(others) if others else None,
                 "identification": 0.0 if better else 1.0 / tied,
                 "reciprocal_rank": 1.0 / (better + (tied + 1) / 2),
             }
@@ -238,13 +228,8 @@ def judge_fits(records: Records, profiles: Mapping[str, Profile], fits: Fits | N
     return judged
 
 
-def fit_to_students(
-    records: Records, profiles: Mapping[str, Profile], fits: Fits | None = None
-) -> tuple[Interval, dict]:
+def fit_to_students(records: Records, profiles: Mapping[str, Profile]) -> tuple[Interval, dict]:
     """Memory specificity, the main claim, and profile identification, over sample 0 of each cell.
-
-    Args:
-        fits: as of `judge_fits`.
 
     Returns:
         The mean specificity with its interval over clusters, `{n, mean, low, high}`; and over the
@@ -254,7 +239,7 @@ def fit_to_students(
     judges = {student for student, profile in profiles.items() if has_wishes(profile)}
     first = [r for r in usable(records) if r["sample"] == 0 and r["student_id"] in judges]
     students = sorted({record["student_id"] for record in first})
-    judged = judge_fits(first, {student: profiles[student] for student in students}, fits)
+    judged = judge_fits(first, {student: profiles[student] for student in students})
     marked = [record | fit for record, fit in zip(first, judged, strict=True)]
     return mean_of(observe(marked, by_student=True), "specificity"), {
         "n": len(first),

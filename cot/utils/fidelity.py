@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MAX_SENTENCE_WORDS = 12
 MAX_WORDS = 60
 NGRAM = 8
+REMEMBERED = 2**17  # texts, as many as a large run has
 MAX_COPYING = 0.2  # share of a text's 8-grams from the memory, above which the text counts as copied
 
 _ORDINALS = (
@@ -210,8 +211,8 @@ Check = Callable[[str], bool]
 
 
 def _remembering(checks: dict[str, Check]) -> dict[str, Check]:
-    """The checks, each with its latest verdicts: students share wishes, and each text is judged for all."""
-    return {name: lru_cache(maxsize=1024)(check) for name, check in checks.items()}
+    """The checks, each with its verdicts: students share wishes, and several summaries judge each text."""
+    return {name: lru_cache(maxsize=REMEMBERED)(check) for name, check in checks.items()}
 
 
 EXPLANATION_STYLES = _remembering(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from cot.utils.answers import majority_vote, pass_at_k, score_answer
 from cot.utils.clusters import OF_THE_STUDENT, Sample, mean_of, observe, share_of
 from cot.utils.comparisons import (
-    Fits,
     compare_all,
     fit_to_students,
     group,
@@ -45,19 +44,18 @@ MAX_SHARE = 0.05  # of texts that copy, or name the student or grade, above whic
 Records = Sequence[dict]
 
 
-def summarize(records: Records, profiles: Mapping[str, Profile], fits: Fits | None = None) -> dict:
+def summarize(records: Records, profiles: Mapping[str, Profile]) -> dict:
     """A sweep's `summary`; in a memory experiment also each arm's, and the arms in pairs.
 
     Args:
         records: of one temperature, or of all.
         profiles: by student id, what fit is judged against; empty in plain chain of thought.
-        fits: of texts and students that were judged before, in another summary of the same run; grows.
     """
     summary = describe(records)
     if profiles:
         arms = group(records, "memory_arm")
         present = [arm for arm in ARMS if arm in arms]
-        summary["arms"] = {arm: describe_arm(arms[arm], profiles, fits) for arm in present}
+        summary["arms"] = {arm: describe_arm(arms[arm], profiles) for arm in present}
         policies = list(dict.fromkeys(record["policy"] for record in records))
         summary["comparisons"] = compare_all(records, policies, present)
         summary["leak_rate"] = leak_rate(arms.get("own", []))
@@ -77,13 +75,13 @@ def describe_policies(records: Records, profiles: Mapping[str, Profile]) -> dict
     return tables
 
 
-def describe_arm(records: Records, profiles: Mapping[str, Profile], fits: Fits | None = None) -> dict:
+def describe_arm(records: Records, profiles: Mapping[str, Profile]) -> dict:
     """One arm: the keys of `describe`, and what only answers for students have."""
     valid = usable(records)
     tokens, right = sum(r["output_tokens"] for r in valid), sum(r["correct"] for r in valid)
     copied = _share([record["copying"] > MAX_COPYING for record in valid])
     named = _share([record["names_student"] for record in valid])
-    specificity, identification = fit_to_students(valid, profiles, fits)
+    specificity, identification = fit_to_students(valid, profiles)
     return {
         **describe(records),
         "correct_per_1000_tokens": 1000 * right / tokens if tokens else None,

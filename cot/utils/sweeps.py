@@ -4,7 +4,6 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cot.utils.comparisons import Fits
 from cot.utils.devices import pick_device
 from cot.utils.figures import draw_sweep
 from cot.utils.metrics import load_spacy
@@ -64,10 +63,9 @@ def announce(args: argparse.Namespace, source: ModelSource, questions: QuestionS
 
 def finish_sweep(sweep: Run, scorers: Scorers) -> None:
     """Metrics, result files, figures; the last line on standard output is the summary's path."""
-    fits: Fits = {}  # the summaries of each temperature and of all judge the same texts
     path, _ = sweep.finish(
         measure=lambda records: add_metrics(records, scorers.embedder, scorers.nlp),
-        summarize=lambda records: summarize(records, sweep.profiles, fits),
+        summarize=lambda records: summarize(records, sweep.profiles),
     )
     draw_sweep(sweep.in_order(), sweep.folder / "figures", sweep.stamp)
     print(path)
