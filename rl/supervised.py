@@ -112,23 +112,38 @@ def teach(
             batches = draw_batches(lessons, args.batch_rows, rng)
 
         ids, labels = make_batch(batches.pop(), tokenizer, rng, words, args.word_noise, args.slips)
-        # right-padded, so causal attention needs no mask; the large output layer is for answers only
-        hidden = model.get_decoder()(input_ids=ids).last_hidden_state[:, :-1]
-        answered = labels[:, 1:] != IGNORED
-        logits = model.get_output_embeddings()(hidden[answered])
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][answered])
-        loss.backward()
+        losses.append(add_gradients(model, ids, labels, args.part_tokens))
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
 
-        losses.append(loss.item())
         if step % 100 == 0 or step == args.steps:
             recent = sum(losses[-100:]) / len(losses[-100:])
             print(f"step {step}: loss {recent:.3f}, {time.monotonic() - started:.0f} s", flush=True)
     path.unlink(missing_ok=True)
     return losses
+
+
+def add_gradients(model, ids: torch.Tensor, labels: torch.Tensor, part_tokens: int | None) -> float:
+    """Adds the gradients of a batch's mean loss, in nats per answered token; the loss.
+
+    Args:
+        ids: (B, T), right-padded, so causal attention needs no mask.
+        labels: (B, T).
+        part_tokens: of the rows whose activations are in memory at once, padding included; None is all.
+    """
+    answers = (labels[:, 1:] != IGNORED).sum()
+    rows = len(ids) if part_tokens is None else max(1, part_tokens // ids.shape[1])
+    total = 0.0
+    for part, targets in zip(ids.split(rows), labels[:, 1:].split(rows), strict=True):
+        hidden = model.get_decoder()(input_ids=part).last_hidden_state[:, :-1]  # (R, T - 1, H)
+        answered = targets != IGNORED
+        logits = model.get_output_embeddings()(hidden[answered])  # the large layer is for answers only
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets[answered], reduction="sum") / answers
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 def save_checkpoint(path: Path, args, weights, optimizer, schedule, rng: random.Random, losses) -> None:
@@ -170,5 +185,5 @@ def load_checkpoint(path: Path, args, weights, optimizer, schedule, rng: random.
 
 def identify(args: argparse.Namespace) -> dict[str, str]:
     """The flags that decide what is learned, as text."""
-    free = ("output_dir", "debug", "eval_size")
+    free = ("output_dir", "debug", "eval_size", "part_tokens")
     return {name: str(value) for name, value in vars(args).items() if name not in free}

@@ -65,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rows", type=number(int, 100), default=60_000, help="exercises to learn from")
     add("--steps", type=whole, default=3_200, help="optimizer steps")
     add("--batch_rows", type=whole, default=64, help="rows of an optimizer step")
+    parts = "work through a step in parts of N tokens, which takes less memory; without this flag in one"
+    add("--part_tokens", type=whole, metavar="N", help=parts)
     add("--slips", type=share, default=0.15, help="share of the explanations with a typical slip")
     add("--word_noise", type=share, default=0.05, help="share of a prompt's words replaced by another one")
     add("--memory_steps", type=number(int, 0), default=1_200, help="last steps, whose prompts show memories")

@@ -1,0 +1,27 @@
+"""The supervised step: what its gradients are."""
+
+import torch
+from conftest import make_model
+
+from rl.supervised import IGNORED, add_gradients
+
+
+def test_a_step_in_parts_has_the_gradients_of_the_whole():
+    model = make_model("qwen2", vocab_size=50)
+    ids = torch.randint(3, 50, (5, 12), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, :4] = IGNORED
+    labels[2, 6:] = IGNORED  # rows with answers of other lengths: the mean is over tokens, not over parts
+
+    losses, gradients = [], []
+    for part_tokens in (None, 24, 1):  # five rows at once, two and two and one, one by one
+        model.zero_grad()
+        losses.append(add_gradients(model, ids, labels, part_tokens))
+        gradients.append([weight.grad.clone() for weight in model.parameters()])
+
+    shifted = torch.nn.functional.cross_entropy(
+        model(input_ids=ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+    )
+    assert all(abs(loss - shifted.item()) < 1e-5 for loss in losses)
+    for parts in gradients[1:]:
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients[0], parts, strict=True))
