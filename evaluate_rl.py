@@ -22,11 +22,8 @@ import sys
 from pathlib import Path
 
 from cot.utils.cli import (
-    BASE,
     COT_PROMPT,
-    DATA_DIR,
     MIN_SIMILARITY,
-    PROFILES_DIR,
     Distinct,
     OneLineParser,
     add_generation_flags,
@@ -34,10 +31,10 @@ from cot.utils.cli import (
     add_retry_flag,
     add_template_flags,
     number,
-    script_frame,
-    writable_dir,
 )
-from cot.utils.errors import UserError
+from cot.utils.errors import UserError, script_frame
+from cot.utils.model_names import BASE
+from cot.utils.paths import DATA_DIR, PROFILES_DIR, writable_dir
 
 ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]  # side by side unless told
 

@@ -19,7 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import OneLineParser, add_sweep_flags, script_frame, writable_dir
+from cot.utils.cli import OneLineParser, add_sweep_flags
+from cot.utils.errors import script_frame
+from cot.utils.paths import writable_dir
 
 
 def build_parser() -> argparse.ArgumentParser:

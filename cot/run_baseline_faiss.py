@@ -23,15 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import (
-    Distinct,
-    OneLineParser,
-    add_memory_flags,
-    add_sweep_flags,
-    script_frame,
-    writable_dir,
-)
-from cot.utils.errors import UserError
+from cot.utils.cli import Distinct, OneLineParser, add_memory_flags, add_sweep_flags
+from cot.utils.errors import UserError, script_frame
+from cot.utils.paths import writable_dir
 
 NEAREST = ["nearest"]  # of --students: each question retrieves its own
 
@@ -70,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 def place_students(args: argparse.Namespace, questions, arms, embedder) -> list[tuple]:
     """Who is asked what: (index of the question, moment), for every named student, or the nearest one."""
     from cot.utils.retrieval import nearest_profiles
-    from cot.utils.students import pick_students
+    from cot.utils.student_files import pick_students
 
     if args.students == NEAREST:
         found = nearest_profiles(arms.profiles, [question.question for question in questions], embedder)
@@ -94,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.questions import load_questions, worked_examples
     from cot.utils.rows import expand
     from cot.utils.runner import Run
-    from cot.utils.students import MemoryLog, load_profiles, load_truths, pick_students
+    from cot.utils.student_files import MemoryLog, load_profiles, load_truths, pick_students
     from cot.utils.sweeps import announce, finish_sweep, load_scorers
 
     # the students: checked before anything is loaded

@@ -25,7 +25,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cot.utils.cli import (
-    DATA_DIR,
     OneLineParser,
     add_generation_flags,
     add_model_flags,
@@ -33,10 +32,9 @@ from cot.utils.cli import (
     add_question_flags,
     add_template_flags,
     number,
-    script_frame,
-    writable_dir,
 )
-from cot.utils.errors import UserError
+from cot.utils.errors import UserError, script_frame
+from cot.utils.paths import DATA_DIR, writable_dir
 
 EVERY = 100_000  # questions: more than MathDial has
 ANSWER_KEYS = (  # of the raw answers, which hold no text of the data set

@@ -27,7 +27,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cot.utils.cli import (
-    DATA_DIR,
     OneLineParser,
     add_generation_flags,
     add_memory_flags,
@@ -36,10 +35,9 @@ from cot.utils.cli import (
     add_question_flags,
     add_template_flags,
     number,
-    script_frame,
-    writable_dir,
 )
-from cot.utils.errors import UserError
+from cot.utils.errors import UserError, script_frame
+from cot.utils.paths import DATA_DIR, writable_dir
 
 LEVELS = ["stated", "history"]  # side by side unless told
 
@@ -72,7 +70,7 @@ def load_students(args: argparse.Namespace) -> tuple[dict, dict, dict]:
         UserError: no such student, too few for a question, or one of whom nothing is known that could be met.
     """
     from cot.utils.fidelity import has_wishes
-    from cot.utils.students import MemoryLog, load_profiles, load_truths, pick_students
+    from cot.utils.student_files import MemoryLog, load_profiles, load_truths, pick_students
     from cot.utils.study import EVIDENCE
 
     profiles = load_profiles(args.profiles_dir)

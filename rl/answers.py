@@ -9,7 +9,7 @@ import numpy as np
 
 from cot.utils.errors import UserError
 from cot.utils.progress import Progress
-from cot.utils.students import MemoryLog
+from cot.utils.student_files import MemoryLog
 
 FOLDS = 5
 

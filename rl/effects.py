@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from cot.utils.claims import Hypothesis, judge_effect, render_verdicts
-from cot.utils.cli import BASE
 from cot.utils.clusters import LIMITS, UNIT, number_clusters
 from cot.utils.comparisons import (
     LEAST_CLUSTERS,
@@ -24,6 +23,7 @@ from cot.utils.comparisons import (
     usable,
 )
 from cot.utils.fidelity import constraint_report
+from cot.utils.model_names import BASE
 from cot.utils.prompts import FENCE_MARK
 from cot.utils.stats import Interval, clustered_mean, clustered_share
 from cot.utils.students import STYLE_IN_WORDS, Profile

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import OneLineParser, number, script_frame
-from cot.utils.errors import EXIT_OK, UserError
+from cot.utils.cli import OneLineParser, number
+from cot.utils.errors import EXIT_OK, UserError, script_frame
 from cot.utils.files import timestamp, write_json
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def describe_data(folder: Path, answers: "Answers", losses: Mapping | None) -> d
 
 def refuse_shared_students(fitting: Path, test: Path) -> None:
     """Stops where a student is among those fitted on and those held out."""
-    from cot.utils.students import MemoryLog
+    from cot.utils.student_files import MemoryLog
 
     shared = set.intersection(*(set(MemoryLog(folder / "memory").students()) for folder in (fitting, test)))
     if shared:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cot.utils.claims import Hypothesis
-from cot.utils.cli import BASE
 from cot.utils.interventions import LARGE_BUDGET
+from cot.utils.model_names import BASE
 from rl.settings import PRESETS
 
 CHANCE = 0.35  # fidelity of a manner drawn at random: a style of five, and a hint or none

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import OneLineParser, script_frame
-from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError
+from cot.utils.cli import OneLineParser
+from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, script_frame
 from cot.utils.files import dumps, lock_file, write_json
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ def make_id(name: str) -> str:
     >>> make_id("16894"), make_id("Ann Lee/3"), make_id("truth")
     ('16894', 'Ann_Lee_3-5d23e37b', 'truth-c5c4bad8')
     """
-    from cot.utils.students import STUDENT_ID, TRUTH
+    from cot.utils.student_files import TRUTH
+    from cot.utils.students import STUDENT_ID
 
     if STUDENT_ID.fullmatch(name) and f"{name.lower()}.json" != TRUTH:
         return name

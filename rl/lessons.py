@@ -15,11 +15,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from cot.utils.cli import COT_PROMPT, DATA_DIR
+from cot.utils.cli import COT_PROMPT
 from cot.utils.files import read_json
 from cot.utils.manners import MannerRecord, Tried, render_record
 from cot.utils.mastery import DEFAULT_PARAMETERS, SkillState, render_memory, sort_skills, update_mastery
 from cot.utils.memory_arms import NEEDED_LINES, MemoryArms, Moment, PromptShape, StudentMemory, make_prompt
+from cot.utils.paths import DATA_DIR
 from cot.utils.prompts import build_prompt
 from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, SupportLevel
 from cot.utils.support import support_target

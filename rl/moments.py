@@ -17,15 +17,8 @@ from cot.utils.mastery import DEFAULT_PARAMETERS, mastery_by_skill
 from cot.utils.mastery_model import MasteryModel, load_mastery_model
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.questions import Question, question_of
-from cot.utils.students import (
-    SUPPORT_LEVELS,
-    Interaction,
-    MemoryLog,
-    Profile,
-    load_profiles,
-    load_truths,
-    pick_students,
-)
+from cot.utils.student_files import MemoryLog, load_profiles, load_truths, pick_students
+from cot.utils.students import SUPPORT_LEVELS, Interaction, Profile
 from cot.utils.support import support_target
 from cot.utils.templates import PromptFormat, read_format
 from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises, load_chapters

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cot.utils.claims import negate
-from cot.utils.cli import BASE
 from cot.utils.comparisons import (
     JUDGED,
     LEAST_CLUSTERS,
@@ -24,6 +23,7 @@ from cot.utils.comparisons import (
     decide,
     decide_all,
 )
+from cot.utils.model_names import BASE
 from cot.utils.tables import render_table, show_interval, show_number, show_percent
 
 PROGRESS_MARGIN = 0.1  # of the difference of Fisher's z

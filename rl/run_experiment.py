@@ -26,19 +26,11 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import (
-    BASE,
-    COT_PROMPT,
-    DATA_DIR,
-    Distinct,
-    OneLineParser,
-    flags_of,
-    number,
-    script_frame,
-    writable_dir,
-)
-from cot.utils.errors import EXIT_UNEXPECTED, UserError
+from cot.utils.cli import COT_PROMPT, Distinct, OneLineParser, flags_of, number
+from cot.utils.errors import EXIT_UNEXPECTED, UserError, script_frame
 from cot.utils.files import write_answers
+from cot.utils.model_names import BASE
+from cot.utils.paths import DATA_DIR, writable_dir
 from rl.settings import GENERATED, PRESETS
 
 if TYPE_CHECKING:

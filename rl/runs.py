@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cot.utils.cli import BASE, DATA_DIR, writable_dir
 from cot.utils.errors import UserError
 from cot.utils.files import lock_file, read_json, read_json_lines, timestamp, write_json
-from cot.utils.model_names import ModelSource, family, resolve_model
+from cot.utils.model_names import BASE, ModelSource, family, resolve_model
+from cot.utils.paths import DATA_DIR, writable_dir
 
 COMPLETE = "complete.json"
 SET_ASIDE = "broken-"

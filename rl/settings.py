@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cot.utils.cli import PROFILES_DIR, json_object, number
+from cot.utils.cli import json_object, number
 from cot.utils.errors import UserError
+from cot.utils.paths import PROFILES_DIR
 from rl.grpo_options import check_options, suggest
 
 if TYPE_CHECKING:

@@ -23,10 +23,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import PROFILES_DIR, OneLineParser, number, script_frame, writable_dir
-from cot.utils.errors import EXIT_OK, UserError
+from cot.utils.cli import OneLineParser, number
+from cot.utils.errors import EXIT_OK, UserError, script_frame
 from cot.utils.files import write_json
-from cot.utils.students import TRUTH, Interaction, MemoryLog, load_profiles
+from cot.utils.paths import PROFILES_DIR, writable_dir
+from cot.utils.student_files import TRUTH, MemoryLog, load_profiles
+from cot.utils.students import Interaction
 from cot.utils.textbook import load_chapters
 from rl.student_model import (
     GENERATED_CHAPTERS,

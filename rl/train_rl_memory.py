@@ -20,17 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import (
-    COT_PROMPT,
-    OneLineParser,
-    add_memory_flags,
-    add_template_flags,
-    flags_of,
-    number,
-    script_frame,
-    writable_dir,
-)
-from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, hold_signals, signal_received
+from cot.utils.cli import COT_PROMPT, OneLineParser, add_memory_flags, add_template_flags, flags_of, number
+from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, hold_signals, script_frame, signal_received
+from cot.utils.paths import writable_dir
 from rl.grpo_options import parse_grpo
 from rl.settings import (
     GENERATED,

@@ -31,17 +31,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import (
-    COT_PROMPT,
-    PROFILES_DIR,
-    OneLineParser,
-    flags_of,
-    number,
-    script_frame,
-    writable_dir,
-)
-from cot.utils.errors import EXIT_OK, UserError
+from cot.utils.cli import COT_PROMPT, OneLineParser, flags_of, number
+from cot.utils.errors import EXIT_OK, UserError, script_frame
 from cot.utils.model_names import TUTOR
+from cot.utils.paths import PROFILES_DIR, writable_dir
 from rl.settings import add_adapter_flags, make_adapter
 
 # The last is never used: the class that loads a Qwen2 tokenizer would add it beyond the embedding's rows.
@@ -196,7 +189,7 @@ def load_arms(args: argparse.Namespace, chapters) -> tuple:
     No past exercise stands in a prompt. The examined students are others than those who are taught.
     """
     from cot.utils.memory_arms import MemoryArms
-    from cot.utils.students import MemoryLog, load_profiles
+    from cot.utils.student_files import MemoryLog, load_profiles
     from rl.moments import UNSEEN_SEED, arms_of
     from rl.student_model import generate_student
 

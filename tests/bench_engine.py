@@ -139,10 +139,11 @@ WAYS = {
 
 def make_prompts(questions, tokenizer, embedder) -> list[list[int]]:
     """Token ids of each question with the memory of the nearest student."""
-    from cot.utils.cli import COT_PROMPT, PROFILES_DIR
+    from cot.utils.cli import COT_PROMPT
     from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt
+    from cot.utils.paths import PROFILES_DIR
     from cot.utils.retrieval import nearest_profiles
-    from cot.utils.students import MemoryLog, load_profiles
+    from cot.utils.student_files import MemoryLog, load_profiles
 
     profiles = load_profiles(PROFILES_DIR)
     log = MemoryLog(PROFILES_DIR / "memory")

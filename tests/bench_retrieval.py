@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import Distinct, OneLineParser, number, script_frame
-from cot.utils.errors import EXIT_OK
+from cot.utils.cli import Distinct, OneLineParser, number
+from cot.utils.errors import EXIT_OK, script_frame
 from cot.utils.files import write_json
 
 TOP_K = 10

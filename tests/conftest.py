@@ -33,6 +33,24 @@ FIRST_KEYS = [  # of every record, in this order
     "perplexity",
     "semantic_similarity",
 ]
+PROFILE = {  # of a student
+    "student_id": "S005",
+    "grade_level": "5th grade",
+    "strengths": ["fractions"],
+    "challenges": ["careless slips"],
+    "learning_preferences": ["a hint first"],
+    "explanation_style": "check_at_end",
+}
+FIELDS = {  # of an interaction
+    "student_id": "S1",
+    "time": "2026-01-05T09:00:00Z",
+    "chapter": "addition",
+    "skill": "add_two_numbers",
+    "question": "Ana has 3 pens and buys 4. How many has she?",
+    "correct": False,
+    "error_type": "forgot_to_carry",
+    "what_helped": None,
+}
 
 
 def make_tokenizer():

@@ -7,7 +7,6 @@ import pytest
 import scipy.stats
 from conftest import planted_record
 
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.comparisons import (
     adaptivity,
     compare_all,
@@ -17,7 +16,8 @@ from cot.utils.comparisons import (
     track_progress,
 )
 from cot.utils.fidelity import EXPLANATION_STYLES, fidelity
-from cot.utils.students import load_profiles
+from cot.utils.paths import PROFILES_DIR
+from cot.utils.student_files import load_profiles
 
 PROFILES = load_profiles(PROFILES_DIR)
 FAILED = {"error": {"type": "x", "message": "y"}}

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import long_context, only, read_strictly, run_here
 
-from cot.utils.cli import COT_PROMPT, REPO_ROOT
+from cot.utils.cli import COT_PROMPT
+from cot.utils.paths import REPO_ROOT
 from cot.utils.textbook import load_chapters
 from rl.settings import PRESETS
 

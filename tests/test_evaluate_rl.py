@@ -19,12 +19,12 @@ import pytest
 from conftest import FIRST_KEYS, long_context, make_completion, make_tokenizer, only, read_strictly, run_here
 
 import evaluate_rl
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.errors import UserError
 from cot.utils.mastery import mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt
+from cot.utils.paths import PROFILES_DIR
 from cot.utils.records import make_record
-from cot.utils.students import load_profiles
+from cot.utils.student_files import load_profiles
 from cot.utils.support import support_target
 from cot.utils.textbook import load_chapters
 from rl import runs

@@ -13,7 +13,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 from cot.utils.mastery import BKTParameters, SkillState, expect_right, sort_skills, update_mastery
 from cot.utils.mastery_model import MasteryModel, load_mastery_model
 from cot.utils.stats import auc_values, clustered_mean
-from cot.utils.students import Interaction, MemoryLog
+from cot.utils.student_files import MemoryLog
+from cot.utils.students import Interaction
 from rl.answers import Answers, draw_folds, read_answers, use_skills
 from rl.fit_mastery import main
 from rl.mastery_fit import fit_regression, fit_tracing, predict_regression, predict_tracing, share_right

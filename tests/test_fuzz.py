@@ -8,14 +8,15 @@ from conftest import make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.encoding import encode_data
 from cot.utils.errors import UserError
 from cot.utils.journal import open_journal
 from cot.utils.mastery import consolidate
 from cot.utils.memory_arms import Moment, PromptShape, StudentMemory, make_prompt
+from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import load_questions
-from cot.utils.students import LONE_SURROGATE, MemoryLog, load_profiles, render_profile
+from cot.utils.student_files import MemoryLog, load_profiles
+from cot.utils.students import LONE_SURROGATE, render_profile
 from cot.utils.templates import read_format
 
 TOKENIZER, CHATTY = make_tokenizer(), make_tokenizer()

@@ -16,7 +16,7 @@ from conftest import ENVIRONMENT, REPO_ROOT, read_strictly, run_here, run_script
 
 from cot.utils.memory_arms import MemoryArms
 from cot.utils.questions import Question
-from cot.utils.students import MemoryLog, load_profiles
+from cot.utils.student_files import MemoryLog, load_profiles
 from rl.import_students import main, make_id
 
 REAL = REPO_ROOT.parent / "shared" / "real"  # not part of the project

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 from conftest import past
 
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.errors import UserError
 from cot.utils.memory_arms import (
     MemoryArms,
@@ -16,10 +15,12 @@ from cot.utils.memory_arms import (
     random_lines,
     render_interaction,
 )
+from cot.utils.paths import PROFILES_DIR
 from cot.utils.prompts import body_tokens
 from cot.utils.questions import Question, load_questions
 from cot.utils.retrieval import load_embedder
-from cot.utils.students import END, Manner, load_profiles
+from cot.utils.student_files import load_profiles
+from cot.utils.students import END, Manner
 from cot.utils.textbook import load_chapters
 
 ASKED = Question("q", "Tom has 12 pears and eats 5. How many are left?", "#### 7", "subtraction", "take_away")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from cot.utils.cli import REPO_ROOT
 from cot.utils.errors import UserError
 from cot.utils.model_names import (
     BUNDLED_FILE,
@@ -24,6 +23,7 @@ from cot.utils.model_names import (
     fingerprint_files,
     resolve_model,
 )
+from cot.utils.paths import REPO_ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

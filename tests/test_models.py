@@ -14,7 +14,6 @@ import torch
 from conftest import write_gguf
 
 from cot.utils import models
-from cot.utils.cli import REPO_ROOT
 from cot.utils.errors import UserError
 from cot.utils.model_names import ModelSource, resolve_model
 from cot.utils.models import (
@@ -25,6 +24,7 @@ from cot.utils.models import (
     estimate_rows,
     load_model,
 )
+from cot.utils.paths import REPO_ROOT
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cot.utils.cli import REPO_ROOT
 from cot.utils.errors import UserError
+from cot.utils.paths import REPO_ROOT
 from cot.utils.questions import GSM8K, Question, load_questions, question_of, worked_examples
 from cot.utils.textbook import generate_exercises, load_chapters
 

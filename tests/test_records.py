@@ -6,14 +6,14 @@ import pytest
 from conftest import FIRST_KEYS, make_completion
 
 from cot.utils import records
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.metrics import load_spacy
+from cot.utils.paths import PROFILES_DIR
 from cot.utils.prompts import Prompt
 from cot.utils.questions import Question
 from cot.utils.records import add_metrics, make_record
 from cot.utils.rows import Row
-from cot.utils.students import load_profiles
+from cot.utils.student_files import load_profiles
 
 QUESTION = Question(
     "q7",

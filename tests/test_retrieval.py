@@ -7,10 +7,10 @@ import pytest
 from conftest import past
 
 from cot.utils import retrieval
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.errors import UserError
+from cot.utils.paths import PROFILES_DIR
 from cot.utils.retrieval import OwnMemories, build_index, load_embedder, nearest_profiles, search_index
-from cot.utils.students import load_profiles
+from cot.utils.student_files import load_profiles
 
 PROFILES = load_profiles(PROFILES_DIR)
 

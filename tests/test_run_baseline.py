@@ -25,8 +25,8 @@ from conftest import (
 )
 
 from cot import run_baseline_cot, run_baseline_faiss
-from cot.utils.cli import PROFILES_DIR, REPO_ROOT
 from cot.utils.fidelity import EXPLANATION_STYLES
+from cot.utils.paths import PROFILES_DIR, REPO_ROOT
 from rl import simulate_students
 
 SMALL = ["--dataset", "textbook", "--device", "cpu", "--max_new_tokens", "24"]

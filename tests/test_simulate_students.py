@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from conftest import run_here, run_script
 
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.manners import record_manners
 from cot.utils.mastery import BKTParameters, mastery_by_skill
-from cot.utils.students import MemoryLog, Profile, load_profiles, load_truths
+from cot.utils.paths import PROFILES_DIR
+from cot.utils.student_files import MemoryLog, load_profiles, load_truths
+from cot.utils.students import Profile
 from cot.utils.textbook import generate_exercises, load_chapters
 from rl.simulate_students import main
 from rl.student_model import (

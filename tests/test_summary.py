@@ -3,9 +3,9 @@
 import pytest
 from conftest import planted_record
 
-from cot.utils.cli import PROFILES_DIR
+from cot.utils.paths import PROFILES_DIR
 from cot.utils.stats import wilson_interval
-from cot.utils.students import load_profiles
+from cot.utils.student_files import load_profiles
 from cot.utils.summary import describe_arm, describe_policies, leak_rate, look_at, summarize
 
 FAILED = {"error": {"type": "x", "message": "y"}, "correct": None, "truncated": None}

@@ -10,14 +10,16 @@ from conftest import LINES, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cot.utils.cli import COT_PROMPT, PROFILES_DIR
+from cot.utils.cli import COT_PROMPT
 from cot.utils.encoding import encode_data, encode_parts
 from cot.utils.errors import UserError
 from cot.utils.model_names import TUTOR
 from cot.utils.models import end_token_ids
+from cot.utils.paths import PROFILES_DIR
 from cot.utils.prompts import build_prompt
 from cot.utils.questions import load_questions
-from cot.utils.students import load_profiles, render_profile
+from cot.utils.student_files import load_profiles
+from cot.utils.students import render_profile
 from cot.utils.templates import read_format
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cot.utils.cli import DATA_DIR
 from cot.utils.errors import UserError
+from cot.utils.paths import DATA_DIR
 from cot.utils.textbook import (
     SPLITS,
     Noun,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ENVIRONMENT, REPO_ROOT, read_strictly, run_here, start_script
 
-from cot.utils.cli import PROFILES_DIR
+from cot.utils.paths import PROFILES_DIR
 from rl.rewards import TUTOR_WEIGHTS
 from rl.runs import checkpoints, is_complete
 from rl.train_rl_memory import IDENTITY, build_parser, main

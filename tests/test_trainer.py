@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import rl.trainer
-from cot.utils.cli import PROFILES_DIR
 from cot.utils.memory_arms import MemoryArms, PromptShape
+from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import Question
-from cot.utils.students import load_profiles
+from cot.utils.student_files import load_profiles
 from rl.trainer import make_evaluator, smaller_batch
 
 

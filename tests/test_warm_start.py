@@ -13,9 +13,10 @@ import torch
 from conftest import run_here
 from safetensors.torch import load_file
 
-from cot.utils.cli import COT_PROMPT, PROFILES_DIR
+from cot.utils.cli import COT_PROMPT
 from cot.utils.model_names import TUTOR
 from cot.utils.models import load_model
+from cot.utils.paths import PROFILES_DIR
 from cot.utils.prompts import FENCE_CLOSE, FENCE_OPEN, MEMORY_NOTE, build_prompt
 from rl.explanations import calculations
 from rl.lessons import CHAPTERS, Lesson

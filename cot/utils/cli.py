@@ -1,30 +1,17 @@
-"""Flags, validators and paths that the scripts share, and the frame that turns errors into exit codes."""
+"""Flags that the scripts share: their validators, groups and defaults, and what is recorded of them."""
 
 import argparse
 import json
 import math
-import os
 import shlex
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cot.utils.errors import (
-    EXIT_OK,
-    EXIT_USAGE,
-    Interrupted,
-    UserError,
-    outlive_terminal,
-    raise_on_signals,
-)
+from cot.utils.errors import EXIT_USAGE
+from cot.utils.paths import DATA_DIR, PROFILES_DIR
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
-DATA_DIR = REPO_ROOT / "data"
-PROFILES_DIR = REPO_ROOT / "profiles"
-BASE = "base"  # the policy that the trained ones began with
 MEMORY_LEVELS = ("stated", "history", "episodes")
 TEMPERATURE_DECIMALS = 6  # as every real number in a record
 MIN_SIMILARITY = 0.2  # cosine below which a past exercise is left out of a memory
@@ -354,64 +341,3 @@ def flags_of(args: argparse.Namespace) -> dict:
 def this_command() -> str:
     """The command line that runs this script again."""
     return shlex.join(["python", *sys.argv])
-
-
-def cache_dir() -> Path:
-    """Where what can be made again is kept between runs; created by whoever writes there."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcot"
-
-
-def writable_dir(path: Path) -> Path:
-    """The folder, created if need be.
-
-    Raises:
-        UserError: it cannot be created or written to.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {path}: {error.strerror}; name a folder you may write to") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {path}: not writable; name a folder you may write to")
-    return path
-
-
-class Outcome:
-    """How a script ends: its exit code, `EXIT_OK` until the script says otherwise."""
-
-    exit_code: int = EXIT_OK
-
-
-@contextmanager
-def script_frame(debug: bool) -> Iterator[Outcome]:
-    """Runs a script's body: an error becomes one line on standard error and an exit code.
-
-    Args:
-        debug: print an error's traceback, too.
-
-    Yields:
-        What the body sets its exit code on. An error in the body sets the error's own.
-    """
-    if not debug:
-        sys.excepthook = _print_in_one_line  # the interpreter then exits with EXIT_UNEXPECTED
-    outlive_terminal()
-    raise_on_signals()
-    outcome = Outcome()
-    try:
-        yield outcome
-    except Interrupted as error:
-        print(f"\ninterrupted by {error}; {error.advice}", file=sys.stderr)
-        outcome.exit_code = error.exit_code
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        outcome.exit_code = error.exit_code
-
-
-def _print_in_one_line(kind: type[BaseException], error: BaseException, _trace) -> None:
-    if isinstance(error, OSError):  # a full disk, a vanished folder: the operating system's own words
-        message = f"{error.filename or 'output'}: {error.strerror or error}"
-    else:
-        message = f"unexpected {kind.__name__}: {error} (--debug shows the traceback)"
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)

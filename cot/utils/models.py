@@ -12,12 +12,12 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cot.utils.cli import cache_dir
 from cot.utils.devices import gib_present, is_out_of_memory, pick_device, warn_of_cpu
 from cot.utils.dtypes import DtypeChoice, check_dtype, choose_dtype
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 from cot.utils.files import read_json
 from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model
+from cot.utils.paths import cache_dir
 from cot.utils.templates import template_source
 from cot.utils.weights import check_vocabulary, folder_shapes, gib_needed, load_checked, read_shapes
 

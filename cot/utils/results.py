@@ -7,8 +7,8 @@ import os
 import platform
 import subprocess
 
-from cot.utils.cli import REPO_ROOT
 from cot.utils.files import timestamp
+from cot.utils.paths import REPO_ROOT
 
 SCHEMA_VERSION = 3
 PACKAGES = ("torch", "transformers", "faiss-cpu", "sentence-transformers", "spacy", "numpy")

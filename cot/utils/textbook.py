@@ -23,9 +23,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import simpleeval
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cot.utils.cli import DATA_DIR
 from cot.utils.errors import UserError
 from cot.utils.files import read_text
+from cot.utils.paths import DATA_DIR
 
 SPLITS = ("train", "test", "confirm")  # nothing is tuned on the last; it is used where asked for by name
 MAX_DRAWS = 1000  # a template's constraints must hold for more than about one draw in a hundred

@@ -1,0 +1,129 @@
+"""How a script ends: exit codes, one-line errors, real signals, a closed terminal."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import run_python
+
+from cot.utils.paths import REPO_ROOT
+
+
+def script_of(*body, debug=False):
+    """A script whose body is given; the exit code it would end with is 3."""
+    lines = [
+        "import os, signal, sys",
+        "from cot.utils.errors import UserError, script_frame",
+        "if os.environ.get('NOHUP'): signal.signal(signal.SIGHUP, signal.SIG_IGN)",
+        "def main():",
+        f"    with script_frame({debug}) as outcome:",
+        *(f"        {line}" for line in body),
+        "        outcome.exit_code = 3",
+        "    return outcome.exit_code",
+        "sys.exit(main())",
+    ]
+    return "\n".join(lines)
+
+
+def run_body(*body, debug=False):
+    """The same in a process of its own."""
+    return run_python(script_of(*body, debug=debug))
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "line"),
+    [
+        ("pass", 3, ""),
+        ("raise UserError('--flag x: expected\\ny')", 2, "error: --flag x: expected y\n"),
+        ("raise UserError('too large', exit_code=1)", 1, "error: too large\n"),
+        (
+            "raise ValueError('odd\\nthing')",
+            1,
+            "error: unexpected ValueError: odd thing (--debug shows the traceback)\n",
+        ),
+        ("open('/no/such/file')", 1, "error: /no/such/file: No such file or directory\n"),
+    ],
+)
+def test_a_script_ends_with_its_own_exit_code_or_with_one_line_and_an_errors(body, code, line):
+    done = run_body(body)
+    assert (done.returncode, done.stderr) == (code, line)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [("raise UserError('wrong')", 2), ("raise ValueError('wrong')", 1)]
+)
+def test_debug_shows_the_traceback_and_leaves_the_exit_code(body, code):
+    done = run_body(body, debug=True)
+    assert done.returncode == code
+    assert "Traceback" in done.stderr and "wrong" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_script_with_128_and_its_number_after_what_must_be_saved(name):
+    # a library may catch every Exception: a signal must get past it
+    done = run_body(
+        f"try: os.kill(os.getpid(), signal.{name})", "except Exception: pass", "finally: print('saved')"
+    )
+    assert done.returncode == 128 + signal.Signals[name]
+    assert done.stdout == "saved\n"
+    assert done.stderr == f"\ninterrupted by {name}; run the same command again\n"
+
+
+def test_a_signal_whose_exception_is_lost_ends_the_next_loop():
+    # what is raised inside a __del__ is only printed
+    lines = ["class Gone:", "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM)", "Gone()"]
+    done = run_body(*lines, "from cot.utils.errors import raise_if_signalled", "raise_if_signalled()")
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.endswith("\ninterrupted by SIGTERM; run the same command again\n")
+
+
+def test_what_holds_signals_comes_to_its_end_first():
+    done = run_body(
+        "from cot.utils.errors import hold_signals",
+        "with hold_signals():",
+        "    os.kill(os.getpid(), signal.SIGTERM)",
+        "    print('whole')",
+        "print('not here')",
+    )
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "whole\n")
+
+
+def test_a_second_interrupt_ends_the_process_at_once():
+    kill = "os.kill(os.getpid(), signal.SIGINT)"
+    done = run_body(f"try: {kill}", f"finally: {kill}; print('never', flush=True)")
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stdout == ""
+
+
+def test_nohup_keeps_a_script_running(monkeypatch):
+    monkeypatch.setenv("NOHUP", "1")
+    assert run_body("os.kill(os.getpid(), signal.SIGHUP)").returncode == 3
+
+
+@pytest.mark.parametrize(("nohup", "code"), [("", 128 + signal.SIGHUP), ("1", 3)])
+def test_a_closed_terminal_is_a_signal_and_no_print_fails_on_it(nohup, code, tmp_path):
+    body = [
+        "import time",
+        "try:",
+        "    for _ in range(40): print('row'); print('row', file=sys.stderr); time.sleep(0.02)",
+        "finally: print('saving'); open(sys.argv[1], 'x').close()",
+    ]
+    master, slave = os.openpty()
+
+    def take_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+        os.login_tty(slave)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", script_of(*body), str(tmp_path / "saved")],
+        cwd=REPO_ROOT,
+        env=os.environ | {"NOHUP": nohup},
+        preexec_fn=take_terminal,
+    )
+    os.close(slave)
+    assert b"row" in os.read(master, 100)
+    os.close(master)
+    assert process.wait(timeout=60) == code
+    assert (tmp_path / "saved").exists()
