@@ -19,6 +19,7 @@ and the `summary` has `tutors, gains` instead. rl/README.md lists every key.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from cot.utils.cli import (
@@ -101,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def fill_from_run(args: argparse.Namespace, policies) -> None:
     """Sets what the user left open."""
-    from rl.moments import count_generated
+    from rl.cohorts import count_generated
 
     config = next((policy.config for policy in policies if policy.config), {})
     for flag, default in AS_TRAINED.items():
@@ -124,7 +125,7 @@ def choose_students(args: argparse.Namespace) -> tuple[dict, dict, dict]:
     Raises:
         UserError: no such profile, or too few for the arm `shuffled`.
     """
-    from rl.moments import load_students
+    from rl.cohorts import load_students
 
     profiles, histories, truths = load_students(args, unseen=True, with_logs=args.dataset != "textbook")
     if "shuffled" in args.memory and len(profiles) < 2:
@@ -163,37 +164,13 @@ def follow_students(
         return moments, histories, f"textbook test, {len(chapters)} chapters"
 
     from cot.utils.memory_arms import cross
+    from rl.cohorts import remember
     from rl.splits import held_out_questions
 
     runs = [policy.config for policy in policies if policy.config]
     questions, source = held_out_questions(args.dataset, runs, args.subset_size)
-    arms = remember(args, profiles, truths, logs, embedder=None)  # mastery needs no embedder
+    arms = remember(args, profiles, logs, truths, embedder=None)  # mastery needs no embedder
     return cross(list(profiles), questions, arms), logs, source
-
-
-def remember(
-    args: argparse.Namespace, profiles: dict, truths: dict, histories: dict, embedder, mastery_model=None
-):
-    """What each memory arm shows of these students.
-
-    Args:
-        mastery_model: of `--mastery_parameters`, where it is loaded already.
-    """
-    from cot.utils.mastery_model import load_mastery_model
-    from cot.utils.memory_arms import MemoryArms
-
-    return MemoryArms(
-        profiles,
-        histories,
-        embedder,
-        seed=args.seed,
-        top_k=args.top_k,
-        min_similarity=args.min_similarity,
-        half_life_days=args.memory_half_life,
-        level=args.memory_level,
-        truths=truths,
-        mastery_model=mastery_model or load_mastery_model(args.mastery_parameters),
-    )
 
 
 def build_rows(args: argparse.Namespace, policies, moments: list, arms) -> list:
@@ -299,56 +276,39 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
     from cot.utils.records import add_metrics
     from cot.utils.sweeps import load_scorers
     from cot.utils.textbook import pick_chapters
-    from rl.closed_loop import arm_of, draw_course, start_walk, summarize_walks, teach_all
+    from rl.closed_loop import draw_course, start_walk, summarize_walks, walk_with_tutors
+    from rl.cohorts import remember
 
     # who learns what
     chapters = pick_chapters(args.chapters)
     course = draw_course(chapters, args.exercises_per_chapter, args.seed)
-
-    def start() -> list:
-        return start_walk(truths, chapters, args.seed, args.practice * args.exercises_per_chapter)
-
+    practice = args.practice * args.exercises_per_chapter
+    start = partial(start_walk, truths, chapters, args.seed, practice)
     start()  # students without needs end here
-    mastery_model = load_mastery_model(args.mastery_parameters)
+    model = load_mastery_model(args.mastery_parameters)
     scorers, device = load_scorers(), str(pick_device(args.device))
     count = len(policies) * len(course) * len(profiles)
     print(f"data:     textbook test, {len(course)} exercises for {len(profiles)} students")
     print(f"rows:     {count} on {device}, memory: {args.memory_level}", flush=True)
 
     config = {"device": device, "exercises": len(course), "students_followed": len(profiles)}
-    evaluation = open_run(
-        args,
+    config |= scorers.describe()
+    loop, path, document = walk_with_tutors(
+        partial(open_run, args, policies, truths, config=config, folder=folder),
         policies,
-        truths,
-        rows=[],  # the next question depends on the last answer
-        config=config | scorers.describe(),
-        folder=folder,
-        identity={
-            "course": [exercise.id for exercise in course],
-            "practice": args.practice,
-            "policies": [[policy.name, policy.source.revision, arm_of(policy)] for policy in policies],
-            "level": [args.memory_level, args.top_k, args.min_similarity, args.memory_half_life],
-            **({"mastery": mastery_model.fingerprint} if mastery_model else {}),
-        },
+        start=start,
+        course=course,
+        remember=lambda histories: remember(args, profiles, histories, truths, scorers.embedder, model),
+        measure=lambda records: add_metrics(records, scorers.embedder, scorers.nlp),
+        summarize=lambda walks: summarize_walks(walks, against=BASE),
+        practice=practice,
+        level=[args.memory_level, args.top_k, args.min_similarity, args.memory_half_life],
+        mastery=model.fingerprint if model else None,
     )
-    with evaluation:
-        walks = teach_all(
-            evaluation,
-            policies,
-            start=start,
-            course=course,
-            remember=lambda histories: remember(
-                args, profiles, truths, histories, scorers.embedder, mastery_model
-            ),
-        )
-        path, document = evaluation.finish(
-            measure=lambda records: add_metrics(records, scorers.embedder, scorers.nlp),
-            summarize=lambda _: summarize_walks(walks, against=BASE),
-        )
     for gain in document["summary"]["gains"]:
         print(f"Do students learn more with {gain['tutor']} than with {gain['against']}? {gain['verdict']}")
     print(path)
-    return evaluation.exit_code
+    return loop.exit_code
 
 
 def run(args: argparse.Namespace) -> int:
@@ -368,10 +328,11 @@ def run(args: argparse.Namespace) -> int:
 
     from cot.utils.devices import pick_device
     from cot.utils.sweeps import load_scorers
+    from rl.cohorts import remember
 
     # what each arm shows at each moment
     scorers, device = load_scorers(), str(pick_device(args.device))
-    arms = remember(args, profiles, truths, histories, scorers.embedder)
+    arms = remember(args, profiles, histories, truths, scorers.embedder)
     rows = build_rows(args, policies, moments, arms)
     questions = len({moment.question.id for moment in moments})
     for policy in policies:

@@ -14,6 +14,7 @@ what the student knows, which no prompt and no record shows.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cot.utils.comparisons import decide
 from cot.utils.errors import UserError
@@ -194,6 +195,36 @@ def teach_all(
         walks[policy.name] = [learner.describe() for learner in learners]
     progress.close()
     return walks
+
+
+def walk_with_tutors(
+    open_run: Callable[..., Run],
+    policies: Sequence[Policy],
+    start: Callable[[], list[Learner]],
+    course: Sequence[Exercise],
+    remember: Callable[[dict], MemoryArms],
+    measure: Callable[[list[dict]], None],
+    summarize: Callable[[dict[str, list[dict]]], dict],
+    **identity,
+) -> tuple[Run, Path, dict]:
+    """The closed loop as a run: every tutor's walk, and the result files.
+
+    Args:
+        open_run: gives the run from its `rows` and its `identity`, what decides the walks beside the flags.
+        start: as of `teach_all`.
+        measure: as of `Run.finish`.
+        summarize: from the walks to a file's `summary`.
+        identity: what decides the walks beside the course and the policies.
+
+    Returns:
+        The run, the path of its summary, and what that holds.
+    """
+    answered = [[policy.name, policy.source.revision, arm_of(policy)] for policy in policies]
+    identity |= {"course": [exercise.id for exercise in course], "policies": answered}
+    with open_run(rows=[], identity=identity) as run:  # the next question depends on the last answer
+        walks = teach_all(run, policies, start, course, remember)
+        path, document = run.finish(measure=measure, summarize=lambda _: summarize(walks))
+    return run, path, document
 
 
 def summarize_walks(walks: Mapping[str, Sequence[dict]], against: str) -> dict:

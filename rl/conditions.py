@@ -32,8 +32,8 @@ from cot.utils.support import support_target
 from cot.utils.textbook import Chapter, Exercise
 from rl.bayes_choice import likely_needs
 from rl.closed_loop import draw_course
+from rl.cohorts import UNSEEN_SEED, arms_of
 from rl.lessons import draw_skill_line
-from rl.moments import UNSEEN_SEED, arms_of
 from rl.student_model import SimulatedStudent, generate_unseen, tell_needs
 
 HELD_OUT_SEED = 3_000_017  # of exercises and students: the same for all arms and seeds

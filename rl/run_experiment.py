@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,9 +190,9 @@ def walk_students(
     from cot.utils.memory_arms import MemoryArms, PromptShape
     from cot.utils.runner import Run
     from cot.utils.textbook import pick_chapters
-    from rl.closed_loop import draw_course, start_walk, teach_all
+    from rl.closed_loop import draw_course, start_walk, walk_with_tutors
+    from rl.cohorts import describe_students
     from rl.conditions import HELD_OUT_SEED
-    from rl.moments import describe_students
     from rl.runs import Policy
 
     chapters = pick_chapters(PRESETS["cpu"]["chapters"])
@@ -202,34 +203,33 @@ def walk_students(
         Policy(name, sources[name], config={"memory": "none" if arm == "no_memory" else "own"})
         for name, (arm, _) in trained.items()
     ]
-    loop = Run(
+    open_run = partial(
+        Run,
         script=Path(__file__).name,
         args=argparse.Namespace(**vars(args) | {"temperatures": [1.0]}),
-        rows=[],
         sources=sources,
         shape=PromptShape(COT_PROMPT, PRESETS["cpu"]["memory_tokens"]),
         profiles=truths,
         config={"device": args.device},
         folder=writable_dir(args.output_dir / "closed_loop"),
-        identity={"course": [exercise.id for exercise in course], "policies": list(trained)},
     )
-    with loop:
-        walks = teach_all(
-            loop,
-            policies,
-            start=lambda: start_walk(truths, chapters, HELD_OUT_SEED, practice=count),
-            course=course,
-            remember=lambda histories: MemoryArms(
-                profiles,
-                histories,
-                embedder=None,
-                seed=HELD_OUT_SEED,
-                level=args.memory_level,
-                truths=truths,
-            ),
-        )
-        loop.finish(measure=lambda records: None, summarize=lambda records: {"walks": walks})
-    return walks
+    _, _, document = walk_with_tutors(
+        open_run,
+        policies,
+        start=partial(start_walk, truths, chapters, HELD_OUT_SEED, practice=count),
+        course=course,
+        remember=lambda histories: MemoryArms(
+            profiles,
+            histories,
+            embedder=None,
+            seed=HELD_OUT_SEED,
+            level=args.memory_level,
+            truths=truths,
+        ),
+        measure=lambda records: None,
+        summarize=lambda walks: {"walks": walks},
+    )
+    return document["summary"]["walks"]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -165,7 +165,8 @@ def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, 
 
 def run(args: argparse.Namespace) -> int:
     """Flags to moments to rows to trainer to model; returns the exit code."""
-    from rl.moments import fingerprint_questions, fingerprint_students, load_arms, plan_prompts
+    from rl.cohorts import load_arms
+    from rl.moments import fingerprint_questions, fingerprint_students, plan_prompts
     from rl.splits import pick_moments
 
     # who is asked what, when, and how: the template is checked before any weights load

@@ -190,7 +190,7 @@ def load_arms(args: argparse.Namespace, chapters) -> tuple:
     """
     from cot.utils.memory_arms import MemoryArms
     from cot.utils.student_files import MemoryLog, load_profiles
-    from rl.moments import UNSEEN_SEED, arms_of
+    from rl.cohorts import UNSEEN_SEED, arms_of
     from rl.student_model import generate_student
 
     profiles, log = load_profiles(args.profiles_dir), MemoryLog(args.profiles_dir / "memory")

@@ -28,6 +28,7 @@ from cot.utils.student_files import load_profiles
 from cot.utils.support import support_target
 from cot.utils.textbook import load_chapters
 from rl import runs
+from rl.cohorts import remember
 from rl.explanations import Manner, calculations, explain
 from rl.moments import walk_textbook
 
@@ -263,7 +264,7 @@ def test_fitted_mastery_is_that_of_the_training_unless_another_is_named(named, t
     evaluate_rl.fill_from_run(args, [SimpleNamespace(config={"mastery_parameters": "/trained.json"})])
     assert str(args.mastery_parameters) == taken
     with pytest.raises(UserError, match=f"--mastery_parameters {taken}: No such file"):
-        evaluate_rl.remember(args, PROFILES, PROFILES, {}, embedder=None)
+        remember(args, PROFILES, {}, PROFILES, embedder=None)
 
 
 # --- the script ------------------------------------------------------------------------------------------

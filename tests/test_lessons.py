@@ -22,6 +22,7 @@ from cot.utils.student_files import MemoryLog, load_profiles
 from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS
 from cot.utils.support import support_level, support_target
 from cot.utils.textbook import PEOPLE, Noun, fill, pick_chapters
+from rl.cohorts import arms_of
 from rl.explanations import Manner, calculations, draw_manner, explain, slip
 from rl.lessons import (
     CHAPTERS,
@@ -34,7 +35,7 @@ from rl.lessons import (
     mislead,
     word_problems,
 )
-from rl.moments import arms_of, textbook_moments
+from rl.moments import textbook_moments
 from rl.student_model import generate_student
 from rl.warm_start import build_parser
 

@@ -17,16 +17,13 @@ from cot.utils.student_files import MemoryLog, load_profiles
 from cot.utils.students import in_time_order
 from cot.utils.support import support_target
 from cot.utils.textbook import generate_exercises, load_chapters, pick_chapters
+from rl.cohorts import arms_of, count_generated, load_arms, load_students
 from rl.moments import (
-    arms_of,
     build_rows,
-    count_generated,
     crossed_moments,
     draw_arms,
     fingerprint_questions,
     fingerprint_students,
-    load_arms,
-    load_students,
     textbook_moments,
     walk_textbook,
 )

@@ -8,7 +8,7 @@ import pytest
 from cot.utils.errors import UserError
 from cot.utils.questions import ALL, Question, load_questions
 from cot.utils.textbook import load_chapters
-from rl.moments import load_arms
+from rl.cohorts import load_arms
 from rl.settings import fill_preset
 from rl.splits import held_out_questions, pick_moments, split_off
 from rl.train_rl_memory import parse_args
