@@ -175,7 +175,7 @@ def follow_students(
 
 def build_rows(args: argparse.Namespace, policies, moments: list, arms) -> list:
     """Every policy at every moment in every arm; says where an arm does not exist."""
-    from cot.utils.rows import expand
+    from cot.utils.records import expand
 
     arms.shift_times(moments)
     shown, absent = [], 0

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.model_names import family
     from cot.utils.models import choose_model
     from cot.utils.questions import load_questions, worked_examples
-    from cot.utils.rows import expand
+    from cot.utils.records import expand
     from cot.utils.runner import Run
     from cot.utils.sweeps import announce, finish_sweep, load_scorers
 

@@ -8,9 +8,9 @@ fidelity can be compared with what the same interactions allow.
 import math
 from collections.abc import Sequence
 
+from cot.utils.manners import support_target
 from cot.utils.mastery import update_mastery
 from cot.utils.students import Interaction, Profile
-from cot.utils.support import support_target
 from cot.utils.textbook import Chapter
 from rl.student_model import Needs, combinations, draw_parameters, odds_after
 

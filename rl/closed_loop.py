@@ -19,14 +19,14 @@ from pathlib import Path
 from cot.utils.comparisons import decide
 from cot.utils.errors import UserError
 from cot.utils.fidelity import EXPLANATION_STYLES, hint_first
+from cot.utils.manners import support_fit, support_level, support_target
 from cot.utils.memory_arms import MemoryArms
 from cot.utils.progress import Progress
 from cot.utils.questions import question_of
-from cot.utils.rows import Row
+from cot.utils.records import Row
 from cot.utils.runner import Run
 from cot.utils.stats import mean_interval
 from cot.utils.students import Interaction, Manner, Profile
-from cot.utils.support import support_fit, support_level, support_target
 from cot.utils.textbook import Chapter, Exercise, generate_exercises
 from rl.runs import Policy
 from rl.student_model import Student, draw_manner, needs_of

@@ -24,11 +24,11 @@ from cot.utils.interventions import (
     state_wrong_answer,
     time_after,
 )
+from cot.utils.manners import support_target
 from cot.utils.mastery import AT_HAND
 from cot.utils.memory_arms import MemoryArms, Moment, StudentMemory
 from cot.utils.questions import question_of
 from cot.utils.students import SUPPORT_LEVELS, Profile, SupportLevel
-from cot.utils.support import support_target
 from cot.utils.textbook import Chapter, Exercise
 from rl.bayes_choice import likely_needs
 from rl.closed_loop import draw_course

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cot.utils.claims import Hypothesis, judge_effect, render_verdicts
 from cot.utils.clusters import LIMITS, UNIT, number_clusters
 from cot.utils.comparisons import (
     LEAST_CLUSTERS,
@@ -23,11 +22,11 @@ from cot.utils.comparisons import (
     usable,
 )
 from cot.utils.fidelity import constraint_report
+from cot.utils.findings import Hypothesis, judge_effect, render_table, render_verdicts, show_interval
 from cot.utils.model_names import BASE
 from cot.utils.prompts import FENCE_MARK
 from cot.utils.stats import Interval, clustered_mean, clustered_share
 from cot.utils.students import STYLE_IN_WORDS, Profile
-from cot.utils.tables import render_table, show_interval
 from rl.closed_loop import MODELLESS
 from rl.conditions import CHANGE, HeldOut
 from rl.hypotheses import Side, list_hypotheses

@@ -7,7 +7,7 @@ condition (`rl/conditions.py`); `rl/effects.py` pairs two sides and judges.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cot.utils.claims import Hypothesis
+from cot.utils.findings import Hypothesis
 from cot.utils.interventions import LARGE_BUDGET
 from cot.utils.model_names import BASE
 from rl.settings import PRESETS

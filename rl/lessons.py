@@ -17,13 +17,12 @@ from typing import Any
 
 from cot.utils.cli import COT_PROMPT
 from cot.utils.files import read_json
-from cot.utils.manners import MannerRecord, Tried, render_record
+from cot.utils.manners import MannerRecord, Tried, render_record, support_target
 from cot.utils.mastery import DEFAULT_PARAMETERS, SkillState, render_memory, sort_skills, update_mastery
 from cot.utils.memory_arms import NEEDED_LINES, MemoryArms, Moment, PromptShape, StudentMemory, make_prompt
 from cot.utils.paths import DATA_DIR
 from cot.utils.prompts import build_prompt
 from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS, SupportLevel
-from cot.utils.support import support_target
 from cot.utils.textbook import PEOPLE, Noun, evaluate, format_number, pick_chapters, render
 from rl.explanations import Calculation, calculations
 from rl.student_model import needs_of

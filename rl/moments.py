@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 
 from cot.utils.errors import UserError
 from cot.utils.files import dumps
+from cot.utils.manners import support_target
 from cot.utils.mastery import DEFAULT_PARAMETERS, mastery_by_skill
 from cot.utils.mastery_model import MasteryModel
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.questions import Question, question_of
 from cot.utils.students import SUPPORT_LEVELS, Interaction, Profile
-from cot.utils.support import support_target
 from cot.utils.templates import PromptFormat, read_format
 from cot.utils.textbook import Chapter, Exercise, generate_exercise, generate_exercises
 from rl.student_model import (

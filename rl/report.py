@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cot.utils.claims import negate
 from cot.utils.comparisons import (
     JUDGED,
     LEAST_CLUSTERS,
@@ -23,8 +22,8 @@ from cot.utils.comparisons import (
     decide,
     decide_all,
 )
+from cot.utils.findings import negate, render_table, show_interval, show_number, show_percent
 from cot.utils.model_names import BASE
-from cot.utils.tables import render_table, show_interval, show_number, show_percent
 
 PROGRESS_MARGIN = 0.1  # of the difference of Fisher's z
 RULE = " ".join(__doc__.split("\n\n", 1)[1].split())

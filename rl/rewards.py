@@ -19,8 +19,8 @@ from cot.utils.equations import equations
 from cot.utils.errors import TEXT_ERRORS, UserError
 from cot.utils.fidelity import MAX_COPYING, copying, fidelity, names_student
 from cot.utils.files import append_json_lines
+from cot.utils.manners import support_fit, support_level, support_target
 from cot.utils.students import Profile
-from cot.utils.support import support_fit, support_level, support_target
 from cot.utils.thinking import NO_BLOCK, Reasoning, split_thinking
 
 DEFAULT_WEIGHTS = {

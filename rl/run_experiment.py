@@ -173,7 +173,7 @@ def build_rows(held_out: "HeldOut", trained: Mapping[str, tuple[str, int]]) -> l
     Args:
         trained: the arm and the seed of each policy.
     """
-    from cot.utils.rows import Row
+    from cot.utils.records import Row
 
     further = {"ipo": held_out.probing, BASE: held_out.instructed}
     return [

@@ -18,9 +18,9 @@ from datetime import UTC, datetime, timedelta
 
 from cot.utils.errors import UserError
 from cot.utils.fidelity import EXPLANATION_STYLES
+from cot.utils.manners import support_target
 from cot.utils.mastery import BKTParameters, update_mastery
 from cot.utils.students import HINT_IN_WORDS, SUPPORT_LEVELS, Interaction, Manner, Profile
-from cot.utils.support import support_target
 from cot.utils.textbook import (
     Chapter,
     Exercise,

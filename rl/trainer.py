@@ -21,7 +21,7 @@ from cot.utils.files import append_json_lines, read_json, read_json_lines, write
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.model_names import ModelSource
 from cot.utils.models import describe_model, end_token_ids, load_model
-from cot.utils.rows import Row, answer_now
+from cot.utils.records import Row, answer_now
 from cot.utils.templates import PromptFormat, read_format
 from rl.alarms import Alarms
 from rl.rewards import RewardTable

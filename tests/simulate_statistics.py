@@ -29,8 +29,8 @@ import numpy as np
 
 from cot.utils.cli import Distinct, OneLineParser, number
 from cot.utils.clusters import OF_THE_STUDENT, effect_of, mean_of, observe, share_of
+from cot.utils.findings import render_table
 from cot.utils.stats import mcnemar_exact, wilson_interval
-from cot.utils.tables import render_table
 from rl.effects import Cells, pool, pool_differences, subtract
 
 LEVEL = 0.05

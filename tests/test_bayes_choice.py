@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from cot.utils.manners import support_target
 from cot.utils.mastery import BKTParameters, update_mastery
 from cot.utils.students import Interaction, Manner, Profile
-from cot.utils.support import support_target
 from cot.utils.textbook import load_chapters
 from rl.bayes_choice import likely_needs, log_likelihood
 from rl.student_model import Needs, generate_student, needs_of, odds_after

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from cot.utils.manners import support_target
 from cot.utils.students import SUPPORT_LEVELS
-from cot.utils.support import support_target
 from cot.utils.textbook import load_chapters
 from rl.conditions import CHANGE, EVIDENCE, SINCE_CHANGE, hold_out
 from rl.lessons import CHAPTERS

@@ -20,12 +20,12 @@ from conftest import FIRST_KEYS, long_context, make_completion, make_tokenizer, 
 
 import evaluate_rl
 from cot.utils.errors import UserError
+from cot.utils.manners import support_target
 from cot.utils.mastery import mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.records import make_record
 from cot.utils.student_files import load_profiles
-from cot.utils.support import support_target
 from cot.utils.textbook import load_chapters
 from rl import runs
 from rl.cohorts import remember
@@ -354,8 +354,8 @@ def test_the_result_files_keep_their_contract(finished):
 def test_every_text_is_judged_by_the_base(finished, models):
     import torch
 
-    from cot.utils.encoding import encode_data
     from cot.utils.models import load_model
+    from cot.utils.templates import encode_data
 
     model, tokenizer = load_model(str(models[0]), "cpu", "float32")
     for record in results(finished[0])[3::17]:

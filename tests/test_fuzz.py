@@ -8,7 +8,6 @@ from conftest import make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cot.utils.encoding import encode_data
 from cot.utils.errors import UserError
 from cot.utils.journal import open_journal
 from cot.utils.mastery import consolidate
@@ -17,7 +16,7 @@ from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import load_questions
 from cot.utils.student_files import MemoryLog, load_profiles
 from cot.utils.students import LONE_SURROGATE, render_profile
-from cot.utils.templates import read_format
+from cot.utils.templates import encode_data, read_format
 
 TOKENIZER, CHATTY = make_tokenizer(), make_tokenizer()
 LINES = [

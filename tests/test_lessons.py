@@ -15,12 +15,12 @@ import pytest
 from cot.utils.answers import score_answer
 from cot.utils.equations import equations
 from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
+from cot.utils.manners import support_level, support_target
 from cot.utils.memory_arms import MemoryArms, StudentMemory
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.prompts import FENCE_OPEN
 from cot.utils.student_files import MemoryLog, load_profiles
 from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS
-from cot.utils.support import support_level, support_target
 from cot.utils.textbook import PEOPLE, Noun, fill, pick_chapters
 from rl.cohorts import arms_of
 from rl.explanations import Manner, calculations, draw_manner, explain, slip

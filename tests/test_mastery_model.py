@@ -8,13 +8,13 @@ import pytest
 from conftest import mastery_file, past, run_here
 
 from cot.utils.errors import UserError
+from cot.utils.manners import support_target
 from cot.utils.mastery import Estimate, expect_right, mastery_by_skill
 from cot.utils.mastery_model import CODES, NUMBERS, AnswerTrace, MasteryModel, load_mastery_model
 from cot.utils.memory_arms import MemoryArms
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import Question
 from cot.utils.student_files import load_profiles
-from cot.utils.support import support_target
 
 NONE, RIGHT = 1, 2  # digits of the codes of last outcomes
 ASKED = Question("q", "What is 3 + 4?", "#### 7", "addition", "add")

@@ -8,6 +8,7 @@ from conftest import mastery_file
 
 from cot.utils.errors import UserError
 from cot.utils.files import write_json
+from cot.utils.manners import support_target
 from cot.utils.mastery import mastery_by_skill
 from cot.utils.mastery_model import MasteryModel
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape
@@ -15,7 +16,6 @@ from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import Question
 from cot.utils.student_files import MemoryLog, load_profiles
 from cot.utils.students import in_time_order
-from cot.utils.support import support_target
 from cot.utils.textbook import generate_exercises, load_chapters, pick_chapters
 from rl.cohorts import arms_of, count_generated, load_arms, load_students
 from rl.moments import (

@@ -11,7 +11,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cot.utils.cli import COT_PROMPT
-from cot.utils.encoding import encode_data, encode_parts
 from cot.utils.errors import UserError
 from cot.utils.model_names import TUTOR
 from cot.utils.models import end_token_ids
@@ -20,7 +19,7 @@ from cot.utils.prompts import build_prompt
 from cot.utils.questions import load_questions
 from cot.utils.student_files import load_profiles
 from cot.utils.students import render_profile
-from cot.utils.templates import read_format
+from cot.utils.templates import encode_data, encode_parts, read_format
 
 
 def around(turn, tail=""):

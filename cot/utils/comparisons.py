@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from cot.utils.clusters import OF_THE_STUDENT, Sample, effect_of, mean_of, number_clusters, observe
 from cot.utils.fidelity import fidelity, has_wishes
+from cot.utils.manners import AMOUNT
 from cot.utils.model_names import BASE
 from cot.utils.stats import (
     Interval,
@@ -24,7 +25,6 @@ from cot.utils.stats import (
     spearman,
 )
 from cot.utils.students import Profile
-from cot.utils.support import AMOUNT
 
 METRICS = (
     "correct",

@@ -17,20 +17,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from cot.utils.answers import final_answer
-from cot.utils.claims import Hypothesis, render_verdicts
 from cot.utils.comparisons import group
 from cot.utils.equations import equations, plain_number
+from cot.utils.findings import Hypothesis, render_table, render_verdicts
 from cot.utils.mathdial import STUDENT, TEACHER, Dialogue
 from cot.utils.memory_arms import Moment, StudentMemory, random_lines
 from cot.utils.metrics import semantic_similarity
 from cot.utils.outline import outline, sentences
 from cot.utils.questions import Question
-from cot.utils.records import rounded
-from cot.utils.rows import Row, expand
+from cot.utils.records import Row, expand, rounded
 from cot.utils.students import Profile, render_profile
 from cot.utils.study import Side
 from cot.utils.study_results import RULE, judge, pool, show_measure, warn_of_cuts
-from cot.utils.tables import render_table
 
 ARMS = ("own", "none", "shuffled", "random")
 MEASURES = {  # key of a record, by name in the table

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cot.utils.clusters import mean_of, observe, share_of
 from cot.utils.files import read_json_lines
-from cot.utils.support import AMOUNT
+from cot.utils.manners import AMOUNT
 
 WIDTH, HEIGHT, DPI = 8.0, 5.0, 120
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: for all eyes

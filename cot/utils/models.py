@@ -12,8 +12,15 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cot.utils.devices import gib_present, is_out_of_memory, pick_device, warn_of_cpu
-from cot.utils.dtypes import DtypeChoice, check_dtype, choose_dtype
+from cot.utils.devices import (
+    DtypeChoice,
+    check_dtype,
+    choose_dtype,
+    gib_present,
+    is_out_of_memory,
+    pick_device,
+    warn_of_cpu,
+)
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 from cot.utils.files import read_json
 from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model
@@ -78,7 +85,7 @@ def load_model(
     import torch
     from safetensors import SafetensorError
 
-    from cot.utils.batch_check import check_batching
+    from cot.utils.kv_cache import check_batching
 
     placed = pick_device(device)
     named = str(dtype).removeprefix("torch.")

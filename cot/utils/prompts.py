@@ -9,8 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cot.utils.encoding import Part, encode_parts, join_parts
-from cot.utils.templates import PromptFormat, read_format
+from cot.utils.templates import Part, PromptFormat, encode_parts, join_parts, read_format
 from cot.utils.thinking import NO_BLOCK, Reasoning
 
 FENCE_OPEN = "<student_memory>"

@@ -1,17 +1,19 @@
-"""From an answer to a record: THE routine that scores a text, in every script.
+"""A row, one answer to generate, and its record: THE routine that scores a text, in every script.
 
-A record says what was asked, what came back and how it scored; README of `cot/` lists every key. Of a
-thinking model `generated_text` is what follows the reasoning, and so is whatever is measured of it.
+A row says of whom the answer is asked, to what, and with which noise. A record says what was asked, what came
+back and how it scored; README of `cot/` lists every key. Of a thinking model `generated_text` is what follows
+the reasoning, and so is whatever is measured of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from cot.utils.answers import score_answer
 from cot.utils.devices import is_out_of_memory
-from cot.utils.encoding import encode_data
 from cot.utils.errors import TEXT_ERRORS
 from cot.utils.fidelity import constraint_report, copying, names_student
+from cot.utils.manners import support_fit, support_level, support_target
 from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.metrics import (
     count_steps,
@@ -25,8 +27,11 @@ from cot.utils.metrics import (
 )
 from cot.utils.prompts import Prompt
 from cot.utils.students import Profile
-from cot.utils.support import support_fit, support_level, support_target
+from cot.utils.templates import encode_data
 from cot.utils.thinking import Split
+
+if TYPE_CHECKING:
+    from cot.utils.engine import Request
 
 DECIMALS = 6  # of every real number in a record: below it lies the noise of float32 sums
 
@@ -246,3 +251,75 @@ def _score_fit(completion, prompt: Prompt, moment: Moment, profile: Profile) -> 
         "copying": copying(text, prompt.memory),
         "names_student": names_student(text, profile.student_id, profile.grade_level),
     }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to generate.
+
+    Attributes:
+        policy: who answers.
+        index: the place of the question, or of the moment, in the run.
+        memory: what the prompt shows of the student.
+        temperature: 0 is greedy.
+        sample: which of the answers to the same prompt.
+    """
+
+    policy: str
+    index: int
+    moment: Moment
+    memory: StudentMemory
+    temperature: float
+    sample: int
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """Student, question and arm: rows of one cell and policy share a prompt."""
+        return self.moment.student_id or "", self.moment.question.id, self.memory.arm or ""
+
+    @property
+    def key(self) -> str:
+        """Names the row within its run."""
+        return "|".join([self.policy, *self.cell, str(self.temperature), str(self.sample)])
+
+    def noise_key(self, seed: int) -> str:
+        """Names the row's sampling noise: the same for every policy, student and arm."""
+        return f"{seed}|{self.moment.question.id}|{self.temperature}|{self.sample}"
+
+
+def expand(
+    policy: str,
+    index: int,
+    moment: Moment,
+    memory: StudentMemory,
+    temperatures: Sequence[float],
+    num_samples: int,
+) -> list[Row]:
+    """A prompt's rows: every temperature, `num_samples` times."""
+    return [
+        Row(policy, index, moment, memory, temperature, sample)
+        for temperature in temperatures
+        for sample in range(num_samples)
+    ]
+
+
+def make_requests(rows: Sequence[Row], prompts: Sequence[Prompt], seed: int) -> list["Request"]:
+    """What an engine is asked, one a row."""
+    from cot.utils.engine import Request
+
+    return [
+        Request(prompt.ids, row.temperature, row.noise_key(seed), prompt.stop, prompt.reasoning)
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
+
+
+def answer_now(
+    engine, rows: Sequence[Row], prompts: Sequence[Prompt], profiles: Mapping[str, Profile], seed: int
+) -> list[dict]:
+    """The rows' records from a model that is loaded already, without journal or files."""
+    records: list[dict | None] = [None] * len(rows)
+    for batch in engine.generate(make_requests(rows, prompts, seed)):
+        for place, completion in batch:
+            profile = profiles.get(rows[place].moment.student_id)
+            records[place] = make_record(rows[place], prompts[place], completion, profile)
+    return records

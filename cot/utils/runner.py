@@ -32,9 +32,8 @@ from cot.utils.memory_arms import PromptShape, make_prompt
 from cot.utils.model_names import ModelSource, fetch_model
 from cot.utils.progress import Progress
 from cot.utils.prompts import Prompt
-from cot.utils.records import make_record
+from cot.utils.records import Row, make_record, make_requests
 from cot.utils.results import SCHEMA_VERSION, code_version, document, environment
-from cot.utils.rows import Row, make_requests
 from cot.utils.students import Profile
 from cot.utils.summary import look_at
 from cot.utils.templates import PromptFormat

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from cot.utils.claims import Hypothesis
+from cot.utils.findings import Hypothesis
 from cot.utils.interventions import recall_after, recall_stale, state_wrong_answer
 from cot.utils.memory_arms import MemoryArms, Moment, StudentMemory
 from cot.utils.questions import Question
-from cot.utils.rows import Row, expand
+from cot.utils.records import Row, expand
 
 EVIDENCE = (0, 2, 5, 10, 20)  # interactions
 STATED = "stated"  # the level that takes no evidence

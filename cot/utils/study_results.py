@@ -10,15 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from cot.utils.answers import score_answer
-from cot.utils.claims import Hypothesis, judge_effect, render_verdicts
 from cot.utils.clusters import OF_THE_STUDENT, effect_of, mean_of, observe, share_of
 from cot.utils.comparisons import LEAST_CLUSTERS, LEAST_PAIRS, group, judge_fits, mark_changes, usable
 from cot.utils.fidelity import fidelity
 from cot.utils.figures import new_figure, plot_intervals
+from cot.utils.findings import (
+    Hypothesis,
+    judge_effect,
+    render_table,
+    render_verdicts,
+    show_interval,
+    show_number,
+    show_percent,
+)
 from cot.utils.stats import Interval
 from cot.utils.students import Profile
 from cot.utils.study import Side, list_hypotheses
-from cot.utils.tables import render_table, show_interval, show_number, show_percent
 
 MEASURES = {  # key of a record, by name in the table
     "accuracy": "correct",

@@ -7,9 +7,8 @@ import torch
 from conftest import long_context, only, read_strictly, run_here
 
 from cot.run_baseline_cot import main
-from cot.utils import dtypes
-from cot.utils.devices import warn_of_cpu
-from cot.utils.dtypes import choose_dtype, decide, time_product
+from cot.utils import devices
+from cot.utils.devices import choose_dtype, decide, time_product, warn_of_cpu
 from cot.utils.errors import UserError
 from cot.utils.models import load_model
 
@@ -29,7 +28,7 @@ def clock(monkeypatch):
             timed.append((dtype, outputs, inputs))
             return times_ms[dtype]
 
-        monkeypatch.setattr(dtypes, "time_product", take)
+        monkeypatch.setattr(devices, "time_product", take)
         return timed
 
     return set_times
@@ -53,7 +52,7 @@ def test_a_small_model_is_float32_and_nothing_is_timed(clock):
     timed = clock()
     choice = choose_dtype("auto", CPU, SMALL)
     assert (choice.dtype, choice.probe) == ("float32", None) and "50 million" in choice.reason
-    assert choose_dtype("bfloat16", CPU, SMALL) == dtypes.DtypeChoice("bfloat16")
+    assert choose_dtype("bfloat16", CPU, SMALL) == devices.DtypeChoice("bfloat16")
     assert timed == []
 
 
@@ -143,7 +142,7 @@ def test_a_sweep_says_why_a_small_model_is_float32(sweep):
 @pytest.mark.slow
 def test_a_sweep_says_what_the_clock_decided_and_records_it(sweep, clock, monkeypatch):
     clock(float32=9.0, bfloat16=3.0)
-    monkeypatch.setattr(dtypes, "SLOW_PARAMETERS", 1000)  # the tiny model has 37 thousand
+    monkeypatch.setattr(devices, "SLOW_PARAMETERS", 1000)  # the tiny model has 37 thousand
     out, model = sweep()
     assert "dtype:   bfloat16 (picked: a product takes 9.0 ms in float32, 3.0 ms in bfloat16)\n" in out
     assert model["dtype"] == "bfloat16"
@@ -153,7 +152,7 @@ def test_a_sweep_says_what_the_clock_decided_and_records_it(sweep, clock, monkey
 @pytest.mark.slow
 def test_a_sweep_computes_in_the_slow_format_that_was_named_and_says_so_once(sweep, clock, monkeypatch):
     clock(float32=3.0, bfloat16=9.0)
-    monkeypatch.setattr(dtypes, "SLOW_PARAMETERS", 1000)
+    monkeypatch.setattr(devices, "SLOW_PARAMETERS", 1000)
     out, model = sweep("--dtype", "bfloat16")
     assert out.count("warning: --dtype bfloat16 is slow on this CPU") == 1 and "dtype:  " not in out
     assert model["dtype"] == "bfloat16"
@@ -161,7 +160,7 @@ def test_a_sweep_computes_in_the_slow_format_that_was_named_and_says_so_once(swe
 
 @pytest.mark.slow
 def test_a_run_that_continues_keeps_the_format_it_began_with(sweep, clock, monkeypatch, tmp_path):
-    monkeypatch.setattr(dtypes, "SLOW_PARAMETERS", 1000)
+    monkeypatch.setattr(devices, "SLOW_PARAMETERS", 1000)
     clock(float32=3.0, bfloat16=9.0)
     sweep()
     results = only(tmp_path, "results_*.json")
