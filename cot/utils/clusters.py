@@ -123,21 +123,12 @@ def effect_of(sample: Sample, metric: str, signs: Sequence[int] = (1,)) -> Inter
     Args:
         signs: with which each side's value enters, such as (1, -1).
     """
-    values = np.array([_add_up(row, metric, signs) for row in sample.rows], dtype=float)
+    values = np.zeros(len(sample.rows))
+    for side, sign in enumerate(signs):
+        values += sign * np.array([row[side].get(metric) for row in sample.rows], dtype=float)  # None is NaN
     there = np.isfinite(values)
     low, high = LIMITS.get(metric, UNIT)
     if len(signs) > 1:
         high = (high - low) * len(signs) / 2
         low = -high
     return clustered_mean(values[there], [way[there] for way in sample.ways], (low, high))
-
-
-def _add_up(row: Sequence[dict], metric: str, signs: Sequence[int]) -> float:
-    """NaN where a side has no value."""
-    total = 0.0
-    for record, sign in zip(row, signs, strict=True):
-        value = record.get(metric)
-        if value is None:
-            return math.nan
-        total += sign * value
-    return total

@@ -7,11 +7,11 @@ Nothing here may enter a reward, but that `memory_margin` rewards specificity wi
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from cot.utils.clusters import OF_THE_STUDENT, Sample, effect_of, mean_of, number_clusters, observe
-from cot.utils.fidelity import fidelity, has_wishes
+from cot.utils.fidelity import checkable_wishes, fidelity, has_wishes
 from cot.utils.manners import AMOUNT
 from cot.utils.model_names import BASE
 from cot.utils.stats import (
@@ -199,28 +199,34 @@ def judge_fits(records: Records, profiles: Mapping[str, Profile]) -> list[dict]:
         hit, and a tied student's rank is the mean of the ranks that the tie covers. All are None for a
         student who has no wishes.
     """
-    judges = {student: profile for student, profile in profiles.items() if has_wishes(profile)}
-    by_question: dict[tuple, list[dict]] = defaultdict(list)
+    wishes = {student: checkable_wishes(profile) for student, profile in profiles.items()}
+    wishes = {student: named for student, named in wishes.items() if named}
+    alike = Counter(wishes.values())  # students with the same wishes fit a text alike
+    judges = {named: profiles[student] for student, named in wishes.items()}
+
+    fits: dict[str, dict[tuple[str, ...], float]] = {}  # by text, then wishes
+    by_question: dict[tuple, list[tuple]] = defaultdict(list)
     for record in records:
-        by_question[record["question_id"], record["temperature"]].append(record)
+        text = record["generated_text"]
+        if text not in fits:
+            fits[text] = {named: fidelity(text, judge) for named, judge in judges.items()}
+        by_question[record["question_id"], record["temperature"]].append((record["student_id"], fits[text]))
 
     judged = []
     for record in records:
-        student = record["student_id"]
-        if student not in judges:
+        student, found = record["student_id"], fits[record["generated_text"]]
+        if student not in wishes:
             judged.append(dict.fromkeys(("specificity", "identification", "reciprocal_rank")))
             continue
-        fits = {judge: fidelity(record["generated_text"], profile) for judge, profile in judges.items()}
-        others = [
-            fidelity(other["generated_text"], judges[student])
-            for other in by_question[record["question_id"], record["temperature"]]
-            if other["student_id"] != student
-        ]
-        better = sum(fit > fits[student] for fit in fits.values())
-        tied = sum(fit == fits[student] for fit in fits.values())  # the student itself included
+        named = wishes[student]
+        own = found[named]
+        answers = by_question[record["question_id"], record["temperature"]]
+        others = [fit[named] for other, fit in answers if other != student]
+        better = sum(count for judge, count in alike.items() if found[judge] > own)
+        tied = sum(count for judge, count in alike.items() if found[judge] == own)  # itself included
         judged.append(
             {
-                "specificity": fits[student] - statistics.fmean(others) if others else None,
+                "specificity": own - statistics.fmean(others) if others else None,
                 "identification": 0.0 if better else 1.0 / tied,
                 "reciprocal_rank": 1.0 / (better + (tied + 1) / 2),
             }

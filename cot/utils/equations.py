@@ -47,6 +47,8 @@ _OPERATORS = {
     ast.Div: operator.truediv,
     ast.USub: operator.neg,
 }
+_CALCULATOR = SimpleEval(operators=_OPERATORS, functions={})  # one, as making it takes longer than its answer
+_PERCENT, _UNIT_OF_PERCENT = Fraction(1, 100), Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def without_annotations(text: str) -> str:
 @lru_cache(maxsize=4096)  # many checks read the same lines of a text
 def _find(text: str) -> tuple[Equation, ...]:
     text = rendered_text(text)
+    if "=" not in text:
+        return ()
     for pattern, replacement in _SPELLINGS:
         text = pattern.sub(replacement, text)
     tokens = [("s", "")] + [(_kind(match), match[0]) for match in _TOKEN.finditer(text)]
@@ -153,8 +157,9 @@ def _is_number(side: list[str]) -> bool:
 def _equation(
     left: tuple[str, ...], right: tuple[str, ...], leads: bool, goes_on: bool
 ) -> tuple[Equation, ...]:
+    readings = (_PERCENT, _UNIT_OF_PERCENT) if "%" in left + right else (_PERCENT,)
     try:
-        valid = any(_value(left, unit) == _value(right, unit) for unit in (Fraction(1, 100), Fraction(1)))
+        valid = any(_value(left, percent) == _value(right, percent) for percent in readings)
     except (InvalidExpression, SyntaxError):  # unbalanced parentheses: no equation
         return ()
     except ZeroDivisionError:
@@ -165,6 +170,8 @@ def _equation(
 
 def _value(side: tuple[str, ...], percent: Fraction) -> Fraction:
     """The side's value; every number goes in by name, so that simpleeval computes with fractions only."""
+    if len(side) == 1:
+        return Fraction(side[0])
     names = {"percent": percent}
     words = []
     for index, token in enumerate(side):
@@ -172,7 +179,8 @@ def _value(side: tuple[str, ...], percent: Fraction) -> Fraction:
             names[f"n{index}"] = Fraction(token)
             token = f"n{index}"
         words.append("*percent" if token == "%" else token)
-    return SimpleEval(operators=_OPERATORS, functions={}, names=names).eval("".join(words))
+    _CALCULATOR.names = names
+    return _CALCULATOR.eval("".join(words))
 
 
 def plain_number(token: str) -> str:

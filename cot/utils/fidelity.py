@@ -234,27 +234,27 @@ CHECKABLE_PREFERENCES = _remembering(
         "a reason with because": reason_with_because,
     }
 )
+_CHECKS = EXPLANATION_STYLES | CHECKABLE_PREFERENCES
+
+
+def checkable_wishes(profile: "Profile") -> tuple[str, ...]:
+    """The student's wishes that a check can judge, the style first; those in free text are left out."""
+    style = [profile.explanation_style] if profile.explanation_style else []
+    return *style, *(wish for wish in profile.learning_preferences if wish in CHECKABLE_PREFERENCES)
 
 
 def constraint_report(text: str, profile: "Profile") -> dict[str, bool]:
-    """Which of the student's machine-checkable constraints the text meets, the style first.
-
-    Preferences that are free text have no check and are left out.
+    """Which of the student's `checkable_wishes` the text meets.
 
     Raises:
         KeyError: the explanation style is none of `EXPLANATION_STYLES`.
     """
-    style = profile.explanation_style
-    report = {style: EXPLANATION_STYLES[style](text)} if style else {}
-    for preference in profile.learning_preferences:
-        if preference in CHECKABLE_PREFERENCES:
-            report[preference] = CHECKABLE_PREFERENCES[preference](text)
-    return report
+    return {wish: _CHECKS[wish](text) for wish in checkable_wishes(profile)}
 
 
 def has_wishes(profile: "Profile") -> bool:
     """Whether there is anything about the student that a check can judge."""
-    return bool(constraint_report("", profile))
+    return bool(checkable_wishes(profile))
 
 
 def fidelity(text: str, profile: "Profile") -> float | None:
