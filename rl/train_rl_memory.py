@@ -176,6 +176,7 @@ def run(args: argparse.Namespace) -> int:
     arms = load_arms(args)
     train, held_out, data = pick_moments(args, arms)
 
+    from cot.utils.devices import use_one_gpu
     from cot.utils.files import read_timestamp
     from cot.utils.formats import format_of, prepare_models
 
@@ -202,6 +203,8 @@ def run(args: argparse.Namespace) -> int:
     # where the run lies, and whether it continues one
     processes = start_processes()
     config = make_config(args, processes.num_processes)
+    if line := use_one_gpu(config):
+        print(line, flush=True)
     identity = {name: flags_of(args)[name] for name in IDENTITY}
     identity["students_content"] = fingerprint_students(arms)
     identity["questions_content"] = fingerprint_questions(train)

@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+from cot.utils.devices import use_one_gpu
 from cot.utils.errors import UserError
 from rl.grpo_options import check_options, parse_grpo
 from rl.settings import PRESETS, fill_preset, make_config, parse_mix, read_config, split_batch
@@ -161,6 +162,15 @@ def test_grpo_options_win_and_unknown_ones_are_named():
         make_config(settings("--preset", "cpu", "--grpo", "temperatur=0.5"), processes=1)
     with pytest.raises(UserError, match="refused by GRPOConfig"):
         make_config(settings("--preset", "cpu", "--grpo", "save_strategy=sometimes"), processes=1)
+
+
+def test_without_a_launcher_one_of_several_gpus_is_used_and_the_launcher_is_named():
+    config = make_config(settings("--preset", "cpu"), processes=1)
+    assert use_one_gpu(config) is None and config.n_gpu == 0
+    config._n_gpu = 4  # as transformers counts them in a process of its own
+    assert "the first of 4; for all: accelerate launch --num_processes 4" in use_one_gpu(config)
+    assert config.n_gpu == 1  # with more, GRPOTrainer raises
+    assert use_one_gpu(config) is None  # so it is where a launcher has given this process its own
 
 
 def test_variables_of_the_template_can_stand_in_a_file(tmp_path):

@@ -64,6 +64,22 @@ def pick_device(name: str) -> "torch.device":
     return torch.device("cuda", number)
 
 
+def use_one_gpu(config) -> str | None:
+    """Lets a training without a launcher use one GPU; a line that says so where there are several.
+
+    Else transformers would spread each batch over all of them (`DataParallel`), which GRPO refuses, but only
+    when the model has loaded.
+
+    Args:
+        config: transformers' `TrainingArguments`.
+    """
+    count = config.n_gpu
+    if count < 2:
+        return None
+    config._n_gpu = 1
+    return f"gpu:   the first of {count}; for all: accelerate launch --num_processes {count} {sys.argv[0]}"
+
+
 def warn_of_cpu(named: str, parameters: int) -> str | None:
     """A line where `--device cpu` was named for a model that a GPU of this machine answers much faster."""
     import torch
