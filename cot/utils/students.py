@@ -20,7 +20,7 @@ from cot.utils.fidelity import EXPLANATION_STYLES
 END = "end"  # the moment after all that a log holds
 # ASCII only, so that no two ids look alike, and no separator, so that an id can name a file.
 STUDENT_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}Z")
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 STYLE_IN_WORDS = {
     "numbered_steps": "numbered steps, a line for each: 1., 2., 3.",
@@ -47,7 +47,7 @@ def parse_time(value: str) -> datetime:
     """
     if not TIME.fullmatch(value):
         raise ValueError(f"expected a UTC time such as 2026-01-05T09:00:00Z, got {value!r}")
-    return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S%z")
+    return datetime.fromisoformat(value)  # a tenth of what strptime takes
 
 
 def check_as_of(text: str) -> str:
