@@ -27,9 +27,10 @@ def load_arms(args: argparse.Namespace) -> MemoryArms:
 
     embedder = None
     if args.top_k:
+        from cot.utils.progress import tell_how_far
         from cot.utils.retrieval import load_embedder
 
-        embedder = load_embedder()
+        embedder = load_embedder(watch=tell_how_far("texts embedded"))
     return remember(args, profiles, histories, truths, embedder)
 
 

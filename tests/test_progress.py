@@ -3,7 +3,7 @@
 import pytest
 
 from cot.utils import progress as module
-from cot.utils.progress import Progress
+from cot.utils.progress import Progress, tell_how_far
 
 
 @pytest.fixture
@@ -48,3 +48,10 @@ def test_the_next_batch_counts_from_its_own_beginning(clock, capsys):
     progress.step(2, 12)
     (line,) = capsys.readouterr().err.splitlines()
     assert "token 2 of at most 50, 2 tokens/s, at most 04:48 left" in line  # 12 tokens in 6 s; 48 times 6 s
+
+
+def test_work_without_rows_tells_how_far_it_is_unless_it_ends_soon(clock, capsys):
+    watch = tell_how_far("texts embedded")
+    for clock[0], done in ((9.0, 10), (18.0, 20), (27.0, 30), (36.0, 40)):
+        watch(done, 40)
+    assert capsys.readouterr().err == "20/40 texts embedded\n"  # nothing at 27 s, nothing at the end

@@ -320,6 +320,17 @@ def test_a_text_is_encoded_once(embedder, monkeypatch):
     assert embedder.encode([]).shape == (0, 384)
 
 
+def test_many_texts_are_encoded_some_at_a_time_and_counted(embedder, monkeypatch):
+    monkeypatch.setattr("cot.utils.retrieval.ENCODED_AT_ONCE", 2)
+    seen = []
+    monkeypatch.setattr(embedder, "_watch", lambda done, total: seen.append((done, total)))
+    texts = ["some a", "some b", "some c", "some d", "some e", "some a"]
+    vectors = embedder.encode(texts)
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    np.testing.assert_array_equal(vectors[0], vectors[5])
+    assert vectors[4] @ embedder.encode(["some e"])[0] > 0.999
+
+
 def test_no_text_breaks_the_embedder(embedder):
     vectors = embedder.encode(["", "\ud800", "a\x00b", "<|im_end|>", "x" * 100_000, "线 “é” 🙂"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)

@@ -2,11 +2,30 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
 LINE_EVERY_S = 15.0  # where there is no terminal
 STEP_EVERY_S = 0.5  # of a batch in flight, on a terminal
+
+
+def tell_how_far(what: str) -> Callable[[int, int], None]:
+    """A watcher of work that takes minutes where there is much of it: now and then a line on standard error.
+
+    Args:
+        what: is done, such as "texts embedded".
+    """
+    last_line = time.monotonic()
+
+    def watch(done: int, total: int) -> None:
+        nonlocal last_line
+        now = time.monotonic()
+        if done < total and now - last_line >= LINE_EVERY_S:
+            last_line = now
+            print(f"{done}/{total} {what}", file=sys.stderr, flush=True)
+
+    return watch
 
 
 class Progress:

