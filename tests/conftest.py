@@ -19,6 +19,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: two busy processes on two cores
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_OF_A_DEFECT = 70  # of a forked script that raised
 CANARY = "hf_canary9b1c"  # a secret that must not come out again
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": CANARY}
 LINES = ["Ann has 3 apples and buys 4 more.", "How many apples has she now?", "3 + 4 = 7", "#### 7"]
@@ -141,6 +142,20 @@ def run_here(main, *flags) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def fork_here(main, *flags) -> int:
+    """The process id of a script that runs beside this process, which has imported the libraries already.
+
+    What it prints is lost. `os.waitpid` gives how it ended; `kill` ends it as it ends any process.
+    """
+    if process := os.fork():
+        return process
+    code = EXIT_OF_A_DEFECT
+    try:
+        code, _, _ = run_here(main, *flags)
+    finally:
+        os._exit(code)
+
+
 def read_strictly(path: Path):
     """A JSON file; NaN and Infinity fail the test."""
     return json.loads(
@@ -176,6 +191,14 @@ def wait_for_batches(process, folder: Path, count: int) -> None:
         time.sleep(0.02)
     process.kill()
     pytest.fail(f"no {count} batches in time: {process.communicate()}")
+
+
+def wait_for_lines(folder: Path, count: int) -> None:
+    """Returns when a run's journal below the folder has `count` lines."""
+    deadline = time.monotonic() + 120
+    while not any(path.read_bytes().count(b"\n") >= count for path in folder.rglob("journal_*.jsonl")):
+        assert time.monotonic() < deadline, f"no {count} lines in time"
+        time.sleep(0.01)
 
 
 def edit_journal(path: Path, edit) -> None:

@@ -2,11 +2,16 @@
 
 import json
 import os
+import random
 import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from itertools import islice
+from pathlib import Path
 
 import pytest
 from conftest import (
@@ -14,6 +19,7 @@ from conftest import (
     ENVIRONMENT,
     FIRST_KEYS,
     edit_journal,
+    fork_here,
     long_context,
     only,
     read_strictly,
@@ -21,6 +27,7 @@ from conftest import (
     run_script,
     start_script,
     wait_for_batches,
+    wait_for_lines,
     without_times,
 )
 
@@ -132,32 +139,127 @@ def test_students_who_never_say_what_they_need_are_shown_by_their_history_and_ju
         assert record["style_met"] is met and record["fidelity"] in (0.0, 0.5, 1.0)
 
 
+def wait_to_its_end(process: int, folder: Path) -> int:
+    """A forked script's exit code, below 0 for a signal; until then each result file is strict JSON."""
+    while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0):
+        for path in folder.rglob("results_*.json"):
+            read_strictly(path)
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
 @pytest.mark.slow
-def test_a_killed_sweep_continues_to_what_an_uninterrupted_one_gives(tiny_folder, tmp_path):
+def test_a_sweep_killed_at_random_moments_continues_to_what_an_uninterrupted_one_gives(tiny_folder, tmp_path):
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = [*SMALL, "--model_name", model, "--subset_size", "30", "--temperatures", "0.0", "0.6"]
     flags += ["--batch_size", "2", "--cot_prompt", "Solve.", "--max_new_tokens", "60"]
     code, _, stderr = run_here(run_baseline_cot.main, *flags, "--output_dir", tmp_path / "whole")
     assert code == 0, stderr
-    broken = [*flags, "--output_dir", tmp_path / "broken"]
-    process = start_script("cot/run_baseline_cot.py", *broken)
-    wait_for_batches(process, tmp_path / "broken", 5)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    folder = tmp_path / "broken" / "tiny"
-    for path in folder.glob("results_*.json"):
-        assert read_strictly(path)["status"] == "running"
+    broken, folder = [*flags, "--output_dir", tmp_path / "broken"], tmp_path / "broken" / "tiny"
+
+    rng = random.Random(0)
+    codes = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+    ended, lines = [], 2  # of the journal: its header and the model
+    for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        process = fork_here(run_baseline_cot.main, *broken)
+        lines += rng.randint(1, 3)
+        wait_for_lines(folder, lines)
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(process, signum)
+        ended.append((wait_to_its_end(process, folder), codes[signum]))
+        lines = only(folder, "journal_*.jsonl").read_bytes().count(b"\n")
+    assert all(code == expected for code, expected in ended), ended
+
     journal = only(folder, "journal_*.jsonl")
-    kept = journal.read_bytes().count(b"\n")
     code, stdout, stderr = run_here(run_baseline_cot.main, *broken)
     assert code == 0, stderr
-    assert f"continuing {journal}" in stdout
-    assert int(re.search(r"(\d+) of 60 rows left", stdout).group(1)) == 60 - 2 * (kept - 2)
+    assert f"continuing {journal}: {60 - 2 * (lines - 2)} of 60 rows left" in stdout
     for name in ("results_temp_0.0_*.json", "results_temp_0.6_*.json", "summary_*.json"):
         expected = without_times(read_strictly(only(tmp_path / "whole", name)))
         assert without_times(read_strictly(only(tmp_path / "broken", name))) == expected
     keys = [key for line in journal.read_text().splitlines() for key in json.loads(line).get("records", {})]
     assert len(keys) == len(set(keys)) == 60
+
+
+DYING = """
+import runpy, sys
+from transformers import LlamaForCausalLM
+forward, calls = LlamaForCausalLM.forward, iter(range(30))
+def forward_for_a_while(self, *args, **options):
+    if next(calls, None) is None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return forward(self, *args, **options)
+LlamaForCausalLM.forward = forward_for_a_while
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_what_an_engine_that_dies_or_ends_early_has_answered_is_kept(tiny_folder, tmp_path, monkeypatch):
+    from cot.utils.engine import TransformersEngine
+
+    model = long_context(tiny_folder, tmp_path / "tiny-llama")
+    flags = [*SMALL, "--model_name", model, "--subset_size", "12", "--temperatures", "0.6"]
+    flags += ["--batch_size", "2", "--max_new_tokens", "12"]
+    assert run_here(run_baseline_cot.main, *flags, "--output_dir", tmp_path / "whole")[0] == 0
+    flags += ["--output_dir", tmp_path / "out"]
+
+    # 30 calls of the model: two batches of 12 tokens, and a part of the third
+    command = [sys.executable, "-c", DYING, str(REPO_ROOT / "cot/run_baseline_cot.py"), *map(str, flags)]
+    died = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert died.returncode == 1
+    said = r"error: unexpected RuntimeError: CUDA error: an .*; continue with: python \S+cot\.py .*\n"
+    assert re.fullmatch(said, died.stderr)
+    found = read_strictly(only(tmp_path / "out", "results_*.json"))
+    assert (found["status"], found["summary"]["rows_done"], len(found["results"])) == ("error", 4, 4)
+
+    generate = TransformersEngine.generate
+    with monkeypatch.context() as short:
+        short.setattr(TransformersEngine, "generate", lambda *args, **kw: islice(generate(*args, **kw), 3))
+        code, _, stderr = run_here(run_baseline_cot.main, *flags)
+    assert code == 1  # three batches of two, of the eight rows that were left
+    assert "error: the engine answered 6 of 8 rows; continue with: python" in stderr
+
+    code, stdout, stderr = run_here(run_baseline_cot.main, *flags)
+    assert code == 0 and "2 of 12 rows left" in stdout, stderr
+    expected = without_times(read_strictly(only(tmp_path / "whole", "results_*.json")))
+    assert without_times(read_strictly(only(tmp_path / "out", "results_*.json"))) == expected
+
+
+@pytest.mark.slow
+def test_a_fault_while_figures_are_drawn_costs_no_answer(tiny_folder, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    flags = [*SMALL, "--model_name", long_context(tiny_folder, tmp_path / "tiny-llama")]
+    flags += ["--subset_size", "2", "--temperatures", "0.6", "--output_dir", tmp_path / "out"]
+    folder = tmp_path / "out" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "figures").write_text("where the figures' folder has to be")
+    with pytest.raises(FileExistsError):  # of a script: one line, and exit code 1
+        run_here(run_baseline_cot.main, *flags)
+    assert read_strictly(only(folder, "summary_*.json"))["status"] == "error"
+    (folder / "figures").unlink()
+
+    save = Figure.savefig
+
+    def save_and_ask_to_end(figure, *args, **kwargs):
+        save(figure, *args, **kwargs)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as ending:
+        ending.setattr(Figure, "savefig", save_and_ask_to_end)
+        code, stdout, _ = run_here(run_baseline_cot.main, *flags)
+    assert code == 143 and "0 of 2 rows left" in stdout
+    assert read_strictly(only(folder, "summary_*.json"))["status"] == "cancelled"
+    assert len(list((folder / "figures").iterdir())) == 1
+
+    code, stdout, stderr = run_here(run_baseline_cot.main, *flags)
+    assert code == 0 and "0 of 2 rows left" in stdout, stderr
+    assert read_strictly(only(folder, "summary_*.json"))["status"] == "success"
+    assert len(list((folder / "figures").iterdir())) == 3
+    lines = map(json.loads, only(folder, "journal_*.jsonl").read_text().splitlines())
+    assert sum(len(line.get("records", {})) for line in lines) == 2
 
 
 @pytest.mark.slow
@@ -183,6 +285,7 @@ def test_signals_flush_and_leave_with_their_exit_code(tiny_folder, tmp_path):
         found = read_strictly(only(folders[signum], "results_*.json"))
         assert found["status"] == "cancelled"
         assert found["summary"]["rows_done"] == len(found["results"]) >= 2
+        assert set(found["summary"]) == {"rows_done", "timing"}  # at 100,000 rows there is no time for more
 
 
 @pytest.mark.slow
@@ -424,7 +527,9 @@ def test_a_full_disk_leaves_readable_files_and_the_same_command_finishes(tiny_fo
 
     full = run_script("cot/run_baseline_cot.py", *flags, before=small_files)
     assert full.returncode == 1, full.stderr_text
-    assert re.fullmatch(r"error: \S+/tiny/\w\S+\.jsonl?: File too large\n", full.stderr_text)
+    assert re.fullmatch(
+        r"error: \S+/tiny/\w\S+\.jsonl?: File too large; continue with: python .*\n", full.stderr_text
+    )
     for path in (tmp_path / "out").rglob("results_*.json"):
         read_strictly(path)
     done = run_script("cot/run_baseline_cot.py", *flags, "--debug")

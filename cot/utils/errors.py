@@ -171,4 +171,5 @@ def _print_in_one_line(kind: type[BaseException], error: BaseException, _trace) 
         message = f"{error.filename or 'output'}: {error.strerror or error}"
     else:
         message = f"unexpected {kind.__name__}: {error} (--debug shows the traceback)"
+    message = "; ".join([message, *getattr(error, "__notes__", [])])
     print(f"error: {' '.join(message.split())}", file=sys.stderr)

@@ -123,12 +123,18 @@ class Run:
         if error is None:
             self._journal.finish()
             return
+        advice = f"continue with: {this_command()}"
+        if isinstance(error, Interrupted):
+            error.advice = advice
+        elif not isinstance(error, UserError):  # which says itself what to do
+            error.add_note(advice)
         try:
             self._write("cancelled" if isinstance(error, Interrupted) else "error")
+        except OSError as failure:  # a full disk
+            failure.add_note(advice)
+            raise
         finally:
             self._journal.close()
-        if isinstance(error, Interrupted):
-            error.advice = f"continue with: {this_command()}"
 
     def generate(self) -> None:
         """Answers every row that the journal does not hold, one policy's model in memory at a time.
