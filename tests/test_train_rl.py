@@ -15,7 +15,7 @@ from conftest import ENVIRONMENT, REPO_ROOT, read_strictly, run_here, start_scri
 
 from cot.utils.paths import PROFILES_DIR
 from rl.rewards import TUTOR_WEIGHTS
-from rl.runs import checkpoints, is_complete
+from rl.runs import COMPLETE, checkpoints, is_complete, step_of
 from rl.train_rl_memory import IDENTITY, build_parser, main
 
 SCRIPT = "rl/train_rl_memory.py"
@@ -247,23 +247,38 @@ def test_what_decides_a_run_is_refused_by_name_when_it_changes(flags, school, tm
         assert code == 2 and message in error and error.count("\n") == 1
 
 
+def kill_while_a_checkpoint_is_written(process: subprocess.Popen, folder: Path) -> Path:
+    """Kills a training from the second checkpoint on, as soon as one of its files is there; that checkpoint.
+
+    The process is halted first: what it has finished before it is looked at does not count.
+    """
+    while process.poll() is None:
+        newest = max(checkpoints(folder), key=step_of, default=None)
+        if newest and step_of(newest) > 2 and any(newest.iterdir()) and not (newest / COMPLETE).exists():
+            process.send_signal(signal.SIGSTOP)
+            if not (newest / COMPLETE).exists():
+                process.kill()
+                process.communicate()
+                return newest
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.001)
+    pytest.fail(f"ended before it could be killed: {process.communicate()}")
+
+
 @pytest.mark.slow
-def test_killed_and_resumed_sees_the_prompts_and_texts_of_a_straight_run(flags, tmp_path):
+def test_killed_while_a_checkpoint_is_written_and_resumed_sees_the_prompts_of_a_straight_run(flags, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     options = {"max_steps": 16, "save_steps": 2}
     assert train(*flags(output_dir=straight, **options)) == 0
 
     process = start_script(SCRIPT, *flags(output_dir=killed, **options))
-    wait_for(killed / "metrics.jsonl", 5, process)
-    process.kill()
-    process.communicate()
-    assert checkpoints(killed) and len(read_lines(killed / "metrics.jsonl")) < 16
-    half = killed / "checkpoint-15"  # as if the kill had come while a checkpoint was written
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
+    half = kill_while_a_checkpoint_is_written(process, killed)
+    assert not is_complete(half) and step_of(half) in range(4, 17, 2)
 
-    assert train(*flags(output_dir=killed, **options)) == 0
-    assert (killed / "broken-checkpoint-15").is_dir()
+    code, stdout, stderr = run_here(main, *flags(output_dir=killed, **options))
+    assert code == 0, stderr
+    assert f"continues from checkpoint-{step_of(half) - 2}\n" in stdout
+    assert (killed / f"broken-{half.name}").is_dir()
     # the generators' states resume as well
     assert prompts_seen(killed, "completion") == prompts_seen(straight, "completion")
     assert [line["step"] for line in read_lines(killed / "metrics.jsonl")] == list(range(1, 17))
