@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot.utils.cli import json_object, number
-from cot.utils.errors import UserError
+from cot.utils.errors import UserError, require
 from cot.utils.paths import PROFILES_DIR
 from rl.grpo_options import check_options, suggest
 
@@ -167,11 +167,12 @@ def fill_preset(args: argparse.Namespace) -> None:
 
 
 def check_optional(args: argparse.Namespace) -> None:
-    """Looks for the packages that only some flags need.
+    """Looks for the packages that only some flags need, and for what the end of a run does.
 
     Raises:
         UserError: one of them is not installed.
     """
+    require("matplotlib", *(["sentence_transformers"] if args.top_k else []))
     needed = {"--use_vllm": "vllm" if args.use_vllm else "none", "--report_to": args.report_to}
     for flag, package in needed.items():
         if package != "none" and importlib.util.find_spec(package) is None:

@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import run_python
 
+from cot.utils.errors import UserError
 from cot.utils.paths import REPO_ROOT
 
 
@@ -127,3 +128,12 @@ def test_a_closed_terminal_is_a_signal_and_no_print_fails_on_it(nohup, code, tmp
     os.close(master)
     assert process.wait(timeout=60) == code
     assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("package", ["faiss", "matplotlib", "sentence_transformers", "spacy"])
+def test_an_absent_package_is_named_before_a_model_loads(package, monkeypatch):
+    from cot.utils.sweeps import load_scorers
+
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{package} is not installed: pip install -r requirements\.txt"):
+        load_scorers()

@@ -5,6 +5,7 @@ a script with `EXIT_UNEXPECTED` and, under `--debug`, its traceback.
 """
 
 import errno
+import importlib.util
 import io
 import os
 import signal
@@ -33,6 +34,17 @@ class UserError(Exception):
     def __init__(self, message: str, exit_code: int = EXIT_USAGE) -> None:
         super().__init__(" ".join(str(message).split()))
         self.exit_code = exit_code
+
+
+def require(*packages: str) -> None:
+    """Looks for packages that are imported late, without importing them.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{package} is not installed: pip install -r requirements.txt")
 
 
 class Interrupted(BaseException):

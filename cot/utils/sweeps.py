@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cot.utils.devices import pick_device
+from cot.utils.errors import require
 from cot.utils.figures import draw_sweep
 from cot.utils.metrics import load_spacy
 from cot.utils.model_names import ModelSource
@@ -39,8 +40,9 @@ def load_scorers() -> Scorers:
     """Both, from installed packages.
 
     Raises:
-        UserError: one of them is absent; says how to install it.
+        UserError: one of them is absent, or what retrieval and figures need; says how to install it.
     """
+    require("faiss", "matplotlib", "sentence_transformers", "spacy")
     keep_bars_out_of_logs()
     return Scorers(load_embedder(watch=tell_how_far("texts embedded")), load_spacy())
 
