@@ -2,7 +2,7 @@
 
 A run folder is found again when unfinished, locked while a process trains in it, and described by its
 `run.json`. The trainer writes a checkpoint file by file, so a folder that exists may be half of one: after
-the last file a list of all files with their sizes is added, and only a folder that agrees with its list
+the last file a list of all files with their fingerprints is added, and only a folder that agrees with it
 counts. A policy is a training run's folder (`run.json` and `model/`), a model or adapter folder, or a hub
 name.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from cot.utils.errors import UserError
 from cot.utils.files import lock_file, read_json, read_json_lines, timestamp, write_json
-from cot.utils.model_names import BASE, ModelSource, family, resolve_model
+from cot.utils.model_names import BASE, ModelSource, family, fingerprint_files, resolve_model
 from cot.utils.paths import DATA_DIR, writable_dir
 
 COMPLETE = "complete.json"
@@ -163,19 +163,24 @@ def read_run(path: Path) -> dict:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Lists a checkpoint's files and sizes in it, when all of them are written."""
+    """Lists a checkpoint's files and their fingerprints in it, when all of them are written."""
     paths = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
-    files = {str(path.relative_to(checkpoint)): path.stat().st_size for path in paths}
+    files = {str(path.relative_to(checkpoint)): fingerprint_files([path]) for path in paths}
     write_json(checkpoint / COMPLETE, {"files": files})
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the folder holds every file of its list, each with its size."""
+    """Whether the folder holds every file of its list as it was written."""
     try:
         files = read_json(checkpoint / COMPLETE)["files"]
-        return bool(files) and all((checkpoint / name).stat().st_size == size for name, size in files.items())
+        return bool(files) and all(_agrees(checkpoint / name, listed) for name, listed in files.items())
     except (UserError, OSError, KeyError):
         return False
+
+
+def _agrees(path: Path, listed: str | int) -> bool:
+    """Whether a file has the fingerprint that was listed, or the size, in the list of an earlier version."""
+    return (path.stat().st_size if isinstance(listed, int) else fingerprint_files([path])) == listed
 
 
 def step_of(checkpoint: Path) -> int:

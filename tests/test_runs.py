@@ -41,9 +41,10 @@ def test_the_newest_complete_checkpoint_is_taken_and_broken_ones_set_aside(tmp_p
     (make_checkpoint(tmp_path, 12) / "model.safetensors").write_bytes(b"we")  # cut short
     (make_checkpoint(tmp_path, 13) / "model.safetensors").unlink()
     (make_checkpoint(tmp_path, 14) / "complete.json").write_text('{"files": {"model.saf')
+    (make_checkpoint(tmp_path, 15) / "model.safetensors").write_bytes(bytes(7))  # as long as it was
     assert find_checkpoint(tmp_path, "auto") == best
     assert sorted(path.name for path in tmp_path.glob("broken-*")) == [
-        f"broken-checkpoint-{step}" for step in (11, 12, 13, 14)
+        f"broken-checkpoint-{step}" for step in (11, 12, 13, 14, 15)
     ]
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     with pytest.raises(UserError, match="--resume never"):
