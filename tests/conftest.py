@@ -151,6 +151,7 @@ def fork_here(main, *flags) -> int:
         return process
     code = EXIT_OF_A_DEFECT
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # not this process's own
         code, _, _ = run_here(main, *flags)
     finally:
         os._exit(code)
