@@ -9,15 +9,14 @@ from cot.utils.student_files import load_profiles
 from cot.utils.summary import describe_arm, describe_policies, leak_rate, look_at, summarize
 
 FAILED = {"error": {"type": "x", "message": "y"}, "correct": None, "truncated": None}
+EMPTY = {"generated_text": "", "output_tokens": 1, "mean_nll": None, "perplexity": None}  # an end token alone
 
 
 def test_counts_intervals_and_metrics():
     rows = [
         planted_record("q0"),
         planted_record("q1", correct=False, output_tokens=30, mean_nll=1.5, perplexity=4.0),
-        planted_record(
-            "q2", correct=False, predicted_answer=None, truncated=True, generated_text=" ", output_tokens=0
-        ),
+        planted_record("q2", correct=False, predicted_answer=None, truncated=True, **EMPTY),
         planted_record("q3", **FAILED, generated_text=""),
     ]
     summary = summarize(rows, profiles={})
@@ -31,7 +30,7 @@ def test_counts_intervals_and_metrics():
         "high": pytest.approx(0.792345, abs=1e-5),
     }
     tokens = summary["metrics"]["output_tokens"]
-    assert (tokens["n"], tokens["mean"], tokens["median"]) == (3, pytest.approx(40 / 3), 10)
+    assert (tokens["n"], tokens["mean"], tokens["median"]) == (3, pytest.approx(41 / 3), 10)
     assert summary["token_weighted_nll"] == pytest.approx((10 * 0.5 + 30 * 1.5) / 40)
     assert "arms" not in summary
 

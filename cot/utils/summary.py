@@ -122,10 +122,11 @@ def describe(records: Records) -> dict:
         for metric in present
     }
 
-    tokens = sum(record["output_tokens"] for record in valid)
-    nll = sum(record["mean_nll"] * record["output_tokens"] for record in valid if record["output_tokens"])
+    likely = [record for record in valid if record["mean_nll"] is not None]  # an empty text has none
+    tokens = sum(record["output_tokens"] for record in likely)
+    nll = sum(record["mean_nll"] * record["output_tokens"] for record in likely)
     summary["token_weighted_nll"] = nll / tokens if tokens else None
-    summary["output_tokens_total"] = tokens
+    summary["output_tokens_total"] = sum(record["output_tokens"] for record in valid)
     return summary
 
 
