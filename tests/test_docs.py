@@ -30,7 +30,10 @@ ROOM_OF = {  # the README that documents a script's flags
     "rl/warm_start.py": "rl",
     "evaluate_rl.py": "rl",
 }
-BENCHMARKS = ("tests/bench_engine.py", "tests/bench_prompts.py", "tests/bench_retrieval.py")
+BENCHMARKS = (
+    *("tests/bench_engine.py", "tests/bench_prompts.py", "tests/bench_retrieval.py"),
+    "tests/long_run.py",
+)
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 # Keys that are data: whose record, of which chapter, by which policy.
 NAMES = {*(chapter.id for chapter in load_chapters()), "S002", "S003", "S005", "base", "ipo"}
