@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -210,6 +211,17 @@ def edit_journal(path: Path, edit) -> None:
     path.write_text("".join(map(seal, lines)))
 
 
+@contextlib.contextmanager
+def no_file_beyond(size: int):
+    """Within it no file may grow beyond so many bytes, as on a full disk; further writes are errors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def long_context(source: Path, target: Path) -> Path:
     """The tiny model with room for a prompt; rotary positions need no weights."""
     shutil.copytree(source, target)
@@ -292,6 +304,17 @@ def planted_record(
         record |= {"names_student": False}
         record |= {"retrieved_memories": []}
     return record | changes
+
+
+def load_refusal(folder: Path) -> str:
+    """The line with which loading a model ends, which must be a usage error."""
+    from cot.utils.errors import UserError
+    from cot.utils.models import load_model
+
+    with pytest.raises(UserError) as caught:
+        load_model(str(folder), "cpu", "float32")
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def plant_policy(
@@ -418,6 +441,18 @@ def tiny_folder(tiny_llama, tmp_path_factory) -> Path:
     for part in tiny_llama:
         part.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_long(tiny_folder, tmp_path_factory) -> Path:
+    """`tiny_folder` with a context of 2,048 tokens."""
+    return long_context(tiny_folder, tmp_path_factory.mktemp("long") / "tiny-llama")
+
+
+@pytest.fixture
+def spoilable(tiny_folder, tmp_path) -> Path:
+    """A copy of `tiny_folder` that a test may spoil."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import load_refusal, make_model
 from safetensors.torch import load_file, save_file
 
-from cot.utils.errors import UserError
 from cot.utils.model_names import resolve_model
 from cot.utils.models import describe_model, load_model
 
@@ -51,14 +50,6 @@ def change(folder: Path, edit) -> None:
     save_file(edit(load_file(folder / WEIGHTS)), folder / WEIGHTS, {"format": "pt"})
 
 
-def refusal(folder: Path) -> str:
-    """The line with which loading ends, which must be a usage error."""
-    with pytest.raises(UserError) as caught:
-        load_model(str(folder), "cpu", "float32")
-    assert caught.value.exit_code == 2
-    return str(caught.value)
-
-
 @pytest.fixture(scope="module")
 def honest(tiny_folder, tmp_path_factory) -> Path:
     """An adapter as the training writes it."""
@@ -76,11 +67,9 @@ def adapter(honest, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("tied", "config"),
     [
-        (False, {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}),
-        (False, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        (False, {"target_modules": "all-linear", "modules_to_save": ["lm_head"]}),
         (True, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
-        (True, {"target_modules": ["q_proj", "embed_tokens"]}),
-        (True, {"target_modules": ["q_proj", "lm_head"]}),
+        (True, {"target_modules": ["embed_tokens", "lm_head"]}),
         (True, {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
         (True, {"target_modules": ["q_proj"], "trainable_token_indices": [40]}),
     ],
@@ -100,30 +89,35 @@ def test_a_merged_adapter_answers_as_the_adapted_model_did(tiny_folder, tied_fol
         torch.testing.assert_close(again(IDS).logits, merged)
 
 
-def test_weights_whose_names_match_nothing_are_refused(adapter):
-    change(adapter, lambda tensors: {name.replace("layers", "blocks"): t for name, t in tensors.items()})
-    line = refusal(adapter)
-    # two layers of 7 matrices, each with A and B
-    assert "/adapter: its weights do not fit its base " in line and "missing 28 (base_model.model." in line
-    assert "unknown 28 (base_model.model.model.blocks.0.mlp.down_proj.lora_A.weight, " in line
-
-
-def test_weights_of_half_of_the_layers_are_refused(adapter):
-    change(adapter, lambda tensors: {name: t for name, t in tensors.items() if "layers.0" in name})
-    assert "missing 14 (base_model.model.model.layers.1." in refusal(adapter)
-
-
-def test_an_adapter_of_a_deeper_base_is_refused(adapter):
-    change(
-        adapter, lambda tensors: tensors | {n.replace("s.0", "s.2"): t.clone() for n, t in tensors.items()}
-    )
-    assert "unknown 14 (base_model.model.model.layers.2." in refusal(adapter)
+@pytest.mark.parametrize(
+    ("edit", "parts"),
+    [
+        # two layers of 7 matrices, each with A and B
+        (
+            lambda tensors: {name.replace("layers", "blocks"): t for name, t in tensors.items()},
+            ["missing 28 (base_model.model.", "unknown 28 (base_model.model.model.blocks.0.mlp.down_proj."],
+        ),
+        (
+            lambda tensors: {name: t for name, t in tensors.items() if "layers.0" in name},
+            ["missing 14 (base_model.model.model.layers.1."],
+        ),
+        (
+            lambda tensors: tensors | {n.replace("s.0", "s.2"): t.clone() for n, t in tensors.items()},
+            ["unknown 14 (base_model.model.model.layers.2."],
+        ),
+    ],
+    ids=["other names", "half of the layers", "a deeper base"],
+)
+def test_weights_that_do_not_fit_the_base_are_refused(adapter, edit, parts):
+    change(adapter, edit)
+    line = load_refusal(adapter)
+    assert all(part in line for part in ["/adapter: its weights do not fit its base ", *parts])
 
 
 def test_another_rank_is_named(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"r": 4}))
-    assert "lora_A.weight [2, 64] instead of [4, 64], " in refusal(adapter)
+    assert "lora_A.weight [2, 64] instead of [4, 64], " in load_refusal(adapter)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -136,19 +130,10 @@ def test_a_vocabulary_that_was_made_larger_is_taken_over(tiny_folder, tied_folde
     assert model.config.vocab_size == 300 == logits.shape[-1]
 
 
-def test_a_larger_vocabulary_without_its_table_is_refused(tiny_folder, tiny_llama, adapter):
-    from copy import deepcopy
-
-    tokenizer = deepcopy(tiny_llama[1])
-    tokenizer.add_tokens(["<more>"])
-    tokenizer.save_pretrained(adapter)
-    assert "the model has 296 tokens, the tokenizer further 1 (<more>)" in refusal(adapter)
-
-
 def test_a_learned_prompt_is_no_adapter_that_merges(tiny_folder, tmp_path):
     from peft import PromptTuningConfig, get_peft_model
 
     model = load_model(str(tiny_folder), "cpu", "float32")[0]
     config = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
     get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
-    assert "an adapter of kind PROMPT_TUNING cannot be merged" in refusal(tmp_path / "adapter")
+    assert "an adapter of kind PROMPT_TUNING cannot be merged" in load_refusal(tmp_path / "adapter")

