@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import planted_record
-from simulate_statistics import main, simulate
+from simulate_statistics import simulate
 
 from cot.utils.clusters import effect_of, mean_of, observe, share_of
 from cot.utils.stats import wilson_interval
@@ -29,15 +29,17 @@ def test_a_text_that_students_share_is_one_observation():
     assert mean_of(observe(asked("none"), by_student=True), "fidelity")["n"] == 12
 
 
-def test_samples_are_other_texts_unless_decoding_is_greedy():
-    for temperature, texts in ((0.7, 8), (0.0, 4)):
-        rows = [row for sample in (0, 1) for row in asked("none", sample=sample, temperature=temperature)]
-        assert len(observe(rows).rows) == texts
-
-
-def test_other_policies_temperatures_and_questions_are_other_texts():
-    rows = asked("none") + asked("none", policy="ipo") + asked("none", temperature=0.6)
-    assert len(observe(rows).rows) == 12
+@pytest.mark.parametrize(
+    ("rows", "texts"),
+    [
+        (asked("none") + asked("none", sample=1), 4),  # decoding is greedy
+        (asked("none", temperature=0.7) + asked("none", temperature=0.7, sample=1), 8),
+        (asked("none") + asked("none", policy="ipo"), 8),
+        (asked("none") + asked("none", temperature=0.6), 8),
+    ],
+)
+def test_other_samples_policies_and_temperatures_are_other_texts(rows, texts):
+    assert len(observe(rows).rows) == texts
 
 
 def test_a_pair_is_shared_where_both_texts_are():
@@ -82,10 +84,3 @@ def test_what_is_true_is_rejected_and_missed_in_5_of_100_runs(design, runs):
     if design == "sweep":  # what was wrong: answers taken for independent
         assert found["correct, own − none", "answers"]["rejects"] > 0.2
         assert found["correct, none", "answers"]["covers"] < 0.65
-
-
-def test_the_simulation_prints_its_table(capsys):
-    assert main(["--runs", "2", "--designs", "sweep"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "| design | quantity | answers | bootstrap | clusters |" in lines
-    assert sum(line.startswith("| sweep |") for line in lines) == 4

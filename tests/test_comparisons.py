@@ -59,11 +59,9 @@ def test_arms_are_compared_answer_by_answer():
 
 def test_where_each_question_occurs_once_accuracy_has_the_exact_test():
     sides = {"own": (True, True, True, False), "none": (False, False, True, True)}
-    records = [
-        planted_record(f"q{number}", "S001", arm, correct)
-        for arm, outcomes in sides.items()
-        for number, correct in enumerate(outcomes)
-    ]
+    records = []
+    for arm, outcomes in sides.items():
+        records += planted(arm, {("S001", f"q{number}"): right for number, right in enumerate(outcomes)})
     (found,) = compare_all(records, ["base"], ["own", "none"])
     assert found["metrics"]["correct"]["p"] == 1.0  # 2 against 1 of 3 discordant: 2 * P(X <= 1) = 1
 
@@ -82,9 +80,8 @@ def test_a_pair_that_students_share_is_one_pair():
 
 
 def test_pairs_that_only_one_side_has_do_not_count():
-    more = {**OWN, ("S004", "q9"): True}
-    (found,) = compare_all(planted("own", more) + planted("none", NONE), ["base"], ["own", "none"])
-    assert found["n"] == 4
+    records = planted("own", {**OWN, ("S004", "q9"): True}) + planted("none", NONE)
+    assert compare_all(records, ["base"], ["own", "none"])[0]["n"] == 4
     records = planted("own", OWN) + planted("none", NONE, **FAILED)
     (found,) = compare_all(records, ["base"], ["own", "none"])
     assert (found["n"], found["breakage"], found["metrics"]["correct"]["p"]) == (0, None, None)
@@ -97,31 +94,22 @@ def test_pairs_that_only_one_side_has_do_not_count():
             ["base"],
             ["own", "none", "shuffled", "random"],
             [
-                "memory: base own, base none",
-                "memory: base own, base shuffled",
-                "memory: base own, base random",
-                "memory: base shuffled, base none",
-                "memory: base random, base none",
+                *(f"memory: base own, base {arm}" for arm in ("none", "shuffled", "random")),
+                *(f"memory: base {arm}, base none" for arm in ("shuffled", "random")),
             ],
         ),
         (
             ["base", "ipo", "no_memory"],
             ["own", "none"],
             [
-                "memory: base own, base none",
-                "memory: ipo own, ipo none",
-                "memory: no_memory own, no_memory none",
-                "training: ipo own, base own",
-                "training: ipo none, base none",
-                "training: no_memory own, base own",
-                "training: no_memory none, base none",
-                "training: ipo own, no_memory own",
-                "training: ipo none, no_memory none",
+                *(f"memory: {policy} own, {policy} none" for policy in ("base", "ipo", "no_memory")),
+                *(f"training: ipo {arm}, base {arm}" for arm in ("own", "none")),
+                *(f"training: no_memory {arm}, base {arm}" for arm in ("own", "none")),
+                *(f"training: ipo {arm}, no_memory {arm}" for arm in ("own", "none")),
                 # each as it was prompted
                 "training: ipo own, no_memory none",
                 "training: no_memory own, ipo none",
-                "interaction: ipo own - none, base own - none",
-                "interaction: no_memory own - none, base own - none",
+                *(f"interaction: {policy} own - none, base own - none" for policy in ("ipo", "no_memory")),
             ],
         ),
     ],
@@ -134,47 +122,36 @@ def test_who_is_compared_with_whom(policies, arms, expected):
     assert [template.format(**comparison) for comparison in found] == expected
 
 
-@pytest.mark.parametrize(
-    ("kind", "base_own", "gain"),
-    [
-        ("training", NONE, 1 / 4),  # with own memory: ipo 3/4, base 2/4
-        ("interaction", NONE, 1 / 4),  # own - none: ipo 3/4 - 2/4, base 0
-        ("training", OWN, 0),
-        ("interaction", OWN, 0),  # memory gains as much in the base
-    ],
-)
-def test_what_training_adds_and_what_memory_gains_more(kind, base_own, gain):
-    records = []
-    for policy, own in (("base", base_own), ("ipo", OWN)):
-        records += planted("own", own, policy) + planted("none", NONE, policy)
-    first = next(c for c in compare_all(records, ["base", "ipo"], ["own", "none"]) if c["kind"] == kind)
-    assert first["metrics"]["correct"]["mean"] == pytest.approx(gain)
+@pytest.mark.parametrize(("base_own", "gain"), [(NONE, 1 / 4), (OWN, 0)])
+def test_what_training_adds_and_what_memory_gains_more(base_own, gain):
+    """With own memory ipo is right in 3/4, the base in 2/4 or 3/4; without, both in 2/4."""
+    records = planted("own", base_own) + planted("none", NONE)
+    records += planted("own", OWN, "ipo") + planted("none", NONE, "ipo")
+    found = {c["kind"]: c for c in reversed(compare_all(records, ["base", "ipo"], ["own", "none"]))}
+    for kind in ("training", "interaction"):
+        assert found[kind]["metrics"]["correct"]["mean"] == pytest.approx(gain)
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("effect", "bound", "verdict"),
+    ("effect", "bounds", "verdict"),
     [
-        ({"n": 50, "low": 0.01, "high": 0.3}, {}, "yes"),
-        ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.2}, {}, "undecided"),
-        ({"n": 50, "low": 0.01, "high": 0.3, "p_holm": 0.01}, {}, "yes"),
-        ({"n": 19, "low": 0.01, "high": 0.3, "p_holm": 0.01}, {}, "undecided"),
-        ({"n": 20, "clusters": 9, "low": 0.01, "high": 0.3}, {}, "undecided"),
-        ({"n": 20, "clusters": 10, "low": 0.01, "high": 0.3}, {}, "yes"),
-        ({"n": 20, "clusters": 9, "low": -0.2, "high": 0.04}, {}, "undecided"),
-        ({"n": 50, "low": -0.2, "high": 0.04}, {}, "no"),
-        ({"n": 50, "low": -0.2, "high": 0.06}, {}, "undecided"),
-        ({"n": 50, "low": None, "high": None}, {}, "undecided"),
-        (None, {}, "undecided"),
-        ({"n": 50, "low": 0.41, "high": 0.6}, {"above": 0.4, "below": 0.4}, "yes"),
-        ({"n": 50, "low": 0.2, "high": 0.39}, {"above": 0.4, "below": 0.4}, "no"),
-        ({"n": 50, "low": 0.3, "high": 0.5}, {"above": 0.4, "below": 0.4}, "undecided"),
+        ({"low": 0.01, "high": 0.3}, {}, "yes"),
+        ({"low": 0.01, "high": 0.3, "p_holm": 0.2}, {}, "undecided"),
+        ({"low": 0.01, "high": 0.3, "n": 19}, {}, "undecided"),
+        ({"low": 0.01, "high": 0.3, "n": 20, "clusters": 9}, {}, "undecided"),
+        ({"low": 0.01, "high": 0.3, "n": 20, "clusters": 10}, {}, "yes"),
+        ({"low": -0.2, "high": 0.04}, {}, "no"),
+        ({"low": -0.2, "high": 0.06}, {}, "undecided"),
+        ({"low": None, "high": None}, {}, "undecided"),
+        ({"low": 0.41, "high": 0.6}, {"above": 0.4, "below": 0.4}, "yes"),
+        ({"low": 0.3, "high": 0.5}, {"above": 0.4, "below": 0.4}, "undecided"),
     ],
 )
-def test_one_rule_decides(effect, bound, verdict):
-    assert decide(effect, **bound) == verdict
+def test_one_rule_decides(effect, bounds, verdict):
+    assert decide({"n": 50} | effect, **bounds) == verdict
 
 
 def test_a_verdict_over_accuracy_and_fidelity_says_yes_only_without_harm():
@@ -195,8 +172,8 @@ ASKING = "What do both have? They have 2 + 3 = 5. What is one more? It is 5 + 1 
 def test_specificity_and_identification_judge_each_text_against_each_student():
     texts = {"S001": f"Hint: think of adding.\n{NUMBERED}", "S003": ASKING}
     own = [planted_record("q0", student, "own", generated_text=text) for student, text in texts.items()]
+    own += [planted_record("q0", "S001", "own", sample=1), planted_record("q1", "S003", "own", **FAILED)]
     specificity, identification = fit_to_students(own, PROFILES)
-
     gains = [
         fidelity(texts[student], PROFILES[student]) - fidelity(texts[other], PROFILES[student])
         for student, other in (("S001", "S003"), ("S003", "S001"))
@@ -223,13 +200,6 @@ def test_one_text_for_all_gives_exactly_chance():
     # S001 and S003 have two checkable wishes each of which NUMBERED meets as many: both tie at rank 1.5
     assert identification["top1"] == identification["chance"] == 0.5
     assert identification["mrr"] == pytest.approx(1 / 1.5)
-
-
-def test_further_samples_and_failures_do_not_count_for_the_students():
-    rows = [planted_record("q0", "S001", "own", sample=1), planted_record("q0", "S003", "own", **FAILED)]
-    specificity, identification = fit_to_students(rows, PROFILES)
-    assert specificity == {"n": 0, "mean": None, "low": None, "high": None}
-    assert identification == {"n": 0, "top1": None, "mrr": None, "chance": None}
 
 
 # --- adaptation -------------------------------------------------------------------------------------------
@@ -268,15 +238,10 @@ def test_texts_that_move_with_the_memory_are_adaptive_and_others_are_not(again, 
     assert (found["statistic"], found["p"]) == pytest.approx((statistic, p), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("samples", "temperature"), [([0], 0.7), ([0, 0], 0.0)], ids=["a single sample", "greedy"]
-)
-def test_adaptivity_needs_a_temperature_and_two_samples(samples, temperature):
-    records = [row for arm in ("own", "none") for row in angles(arm, *samples, temperature=temperature)]
-    assert adaptivity(records, Compass())["none"]["n"] == 0
-
-
-def test_the_share_of_equal_prompts_is_told():
+def test_adaptivity_needs_a_temperature_and_two_samples_and_tells_the_share_of_equal_prompts():
+    for samples, temperature in (([0], 0.7), ([0, 0], 0.0)):
+        records = [row for arm in ("own", "none") for row in angles(arm, *samples, temperature=temperature)]
+        assert adaptivity(records, Compass())["none"]["n"] == 0
     other = angles("time_shuffled", 0, questions=2)
     other[0]["prompt"] = "another"
     found = adaptivity(angles("own", 0, questions=2) + other, Compass())
@@ -287,7 +252,8 @@ def test_progress_is_tracked_where_support_falls_with_mastery():
     mastery = [0.3, 0.5, 0.7, 0.9, 0.95]
     own = {f"S{i}": (mastery, [4, 4, 3, 2, 1 + i % 2]) for i in range(4)}
     control = {f"S{i}": (mastery, [2, 4, 1, 3, 2 + i % 2]) for i in range(4)}
-    found = track_progress(own, control)
+    constant = {"S9": (mastery, [2] * 5)}  # tracks nothing, and does not count
+    found = track_progress(own | constant, control)
 
     def z(series):
         return [np.arctanh(np.clip(scipy.stats.spearmanr(*s).statistic, -0.99, 0.99)) for s in series]
@@ -298,8 +264,4 @@ def test_progress_is_tracked_where_support_falls_with_mastery():
     assert (found["low"], found["high"]) == pytest.approx((np.tanh(low), np.tanh(high)))
     versus = found["versus_time_shuffled"]
     assert versus["mean"] == pytest.approx(np.mean(zs) - np.mean(others)) and versus["high"] < 0
-
-
-def test_constant_support_tracks_nothing():
-    found = track_progress({"S1": ([0.1, 0.2, 0.3, 0.4], [2, 2, 2, 2])})
-    assert found["n"] == 0 and found["mean"] is None and found["versus_time_shuffled"] is None
+    assert track_progress(constant) | {"n": 0, "mean": None} == track_progress(constant)

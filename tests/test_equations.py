@@ -22,10 +22,7 @@ ARITHMETIC = st.text(alphabet="0123456789+-*/x=().,% \n<>$ab\ud800×÷^", max_si
         ("She makes 9 * 2 = $<<9*2=18>>18 a day", [("9*2=18", True)]),  # counted once
         ("that is <<48/2=24>>24 clips", [("48/2=24", True)]),  # in the annotation only
         ("16 eggs - 3 eggs - 4 eggs = 9 eggs left", [("16-3-4=9", True)]),
-        ("$10/hour * 5 hours = $50", [("10*5=50", True)]),
-        ("3 boxes x 4 = 12", [("3*4=12", True)]),
         ("3 × 4 = 12 and 12 ÷ 4 = 3", [("3*4=12", True), ("12/4=3", True)]),
-        (r"3 \times 4 = 12", [("3*4=12", True)]),
         (r"\( 12 \text{ eggs} \times 2 = 24 \)", [("12*2=24", True)]),
         (r"\[ \text{Cost} = 4 \times \$4.00/\text{carton} = \boxed{\$16.00} \]", [("4*4=16", True)]),
         (r"\dfrac{60 \text{ miles}}{4 \text{ miles per hour}} = 15 \, \text{hours}", [("60/4=15", True)]),
@@ -38,68 +35,33 @@ ARITHMETIC = st.text(alphabet="0123456789+-*/x=().,% \n<>$ab\ud800×÷^", max_si
             r"40\% \text{ of } 200 \text{ GB} = 0.4 \cdot 200 = 80",
             [("40%*200=80", True), ("0.4*200=80", True)],
         ),
-        ("15 cups (morning) + 25 cups = 40 cups", [("15+25=40", True)]),
         ("**3 * 4**\n= **12**", [("3*4=12", True)]),
         (
             r"\begin{align*} 3 \times 4 + 2 &= 12 + 2 \\ &= 14 \end{align*}",
             [("3*4+2=14", True), ("12+2=14", True)],
         ),
         ("3 + 4 =\n1. 14+23=37", [("14+23=37", True)]),  # a list's number is no side
-        ("3(x) + 4 = 7", []),
         ("$1,000 + $234.50 = $1,234.5.", [("1000+234.5=1234.5", True)]),
         ("(16-3)*2 = 26, so (3+4=7).", [("(16-3)*2=26", True), ("3+4=7", True)]),
         ("2(3+4)=14", [("2*(3+4)=14", True)]),
         ("0.1 + 0.2 = 0.3", [("0.1+0.2=0.3", True)]),  # exact, unlike floats
         ("10/3 = 3.33", [("10/3=3.33", False)]),
-        ("1/2 + 1/4 = 3/4", [("1/2+1/4=3/4", True)]),
         ("5 - 1 1/2 = 3 1/2 hours", [("5-(1+1/2)=(3+1/2)", True)]),
         ("50% of 36 = 18", [("50%*36=18", True)]),  # 0.5 * 36
         ("0.2*100 = 20%", [("0.2*100=20%", True)]),  # % as a unit
         ("5 - -3 = 8 and -3+5=2", [("5--3=8", True), ("-3+5=2", True)]),
         ("- 14+23=37", [("14+23=37", True)]),  # a bullet is no minus
-        ("3 + 4 = 8", [("3+4=8", False)]),
         ("5/0 = 5", [("5/0=5", False)]),
         ("2*3*4 = 6*4 = 24", [("2*3*4=24", True), ("6*4=24", True)]),
         ("2+3 = 5+4 = 9", [("2+3=9", False), ("5+4=9", True)]),  # a false chain
         ("3x + 4 = 28, y + 3 + 4 = 7, 27 - 9 = 6 * x", []),  # unknowns are no arithmetic
         ("2+2^2 = 6 and 2**3 = 8", []),
         ("12 = 3*4, x = 3+4, 5 = 5, 14 + 23 equals 37", []),
-        ("350 000 * 2 = 4", []),
         ("9999999999999999 + 1 = 5", []),  # above 15 digits
     ],
 )
 def test_equations_are_found_once_and_checked_exactly(text, found):
     assert [(equation.key, equation.valid) for equation in equations(text)] == found
-
-
-@pytest.mark.parametrize(
-    ("line", "leads"),
-    [
-        ("14+23=37 marbles", True),
-        ("- $14 + $23 = $37", True),
-        ("(3+4)*2=14", True),
-        ("1. 14+23=37", False),
-        ("So 3+4=7", False),
-    ],
-)
-def test_leads_means_that_nothing_is_said_before(line, leads):
-    assert equations(line)[0].leads is leads
-
-
-def test_only_the_first_equation_of_a_text_leads():
-    assert [equation.leads for equation in equations("3+4=7\n7+1=8")] == [True, False]
-
-
-def test_numbers_and_plain_forms():
-    assert equations("$1,000 * 0.50 = 500")[0].numbers == ["1000", "0.5", "500"]
-    assert [plain_number(text) for text in ("016.50", "7.00", "0", ".5", "3/4")] == [
-        "16.5",
-        "7",
-        "0",
-        "0.5",
-        "3/4",
-    ]
-    assert without_annotations("48/2 = <<48/2=24>>24") == "48/2 = 24"
 
 
 def test_gold_solutions_of_gsm8k_hold_almost_only_valid_equations():
@@ -129,18 +91,27 @@ def test_validity_equals_integer_arithmetic(a, b, sign):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("line", "leads"),
     [
-        "1+" * 500_000,
-        "9" * 10**6,
-        "(" * 10**6,
-        "1=" * 500_000,
-        "1+1=" * 250_000,
-        "<<" * 500_000,
-        "1 a b c " * 10**5,
+        ("14+23=37 marbles\n7+1=8", [True, False]),
+        ("- $14 + $23 = $37", [True]),
+        ("1. 14+23=37", [False]),
+        ("So 3+4=7", [False]),
     ],
 )
-def test_noise_takes_bounded_time(text):
+def test_an_equation_leads_where_nothing_is_said_before(line, leads):
+    assert [equation.leads for equation in equations(line)] == leads
+
+
+def test_numbers_are_given_in_one_plain_form():
+    assert equations("$1,000 * 0.50 = 500")[0].numbers == ["1000", "0.5", "500"]
+    plain = {"016.50": "16.5", "7.00": "7", "0": "0", ".5": "0.5", "3/4": "3/4"}
+    assert {text: plain_number(text) for text in plain} == plain
+    assert without_annotations("48/2 = <<48/2=24>>24") == "48/2 = 24"
+
+
+@pytest.mark.parametrize("piece", ["1+", "9", "(", "1=", "1+1=", "<<", "1 a b c "])
+def test_noise_takes_bounded_time(piece):
     started = time.process_time()
-    equations(text)
+    equations(piece * (10**6 // len(piece)))
     assert time.process_time() - started < 5  # 0.01 to 0.1 s measured

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cot.utils.answers import final_answer
 from cot.utils.fidelity import (
     CHECKABLE_PREFERENCES,
     EXPLANATION_STYLES,
@@ -44,71 +43,6 @@ ONE_STEP = {
     "equations_first": "14+23=37 marbles\n#### 37",
     "check_at_end": "Add 14+23=37\nCheck: 37-23=14\n#### 37",
 }
-# All preferences, but the contrary of one, with each of the styles, still one step.
-HINT = "Hint: put both groups together.\n"
-BECAUSE = "We add 14 and 23 because both groups come together."
-SENTENCE = "14+23=37, so Ann has 37 marbles."
-EVERYTHING = {
-    "numbered_steps": f"{HINT}1. {BECAUSE}\n2. {SENTENCE}\n#### 37",
-    "short_sentences": f"{HINT}{BECAUSE}\nSo 14+23=37, and Ann has 37 marbles.\n#### 37",
-    "guiding_questions": f"{HINT}What do we add?\n{BECAUSE}\nHow many is that?\n{SENTENCE}\n#### 37",
-    "equations_first": f"{HINT}23+14=37 because both groups come together.\n{SENTENCE}\n#### 37",
-    "check_at_end": f"{HINT}{BECAUSE}\n{SENTENCE}\nCheck: 37-23=14\n#### 37",
-}
-PROSE = {
-    "numbered_steps": "Let us see.\n\n1. Janet uses 3 + 4 = 7 eggs.\n2. She sells 16 - 7 = 9 eggs.\n\n"
-    "**3.** She makes 9 * 2 = 18 dollars.\n#### 18",
-    "short_sentences": "Janet's ducks lay 16 eggs per day. She uses 3 + 4 = 7 of them. "
-    "Then 16 - 7 = 9 eggs are left. At $2 each she makes 9 * 2 = $18!\n#### 18",
-    "guiding_questions": "How many eggs does Janet use? She uses 3 + 4 = 7 eggs. How many are then left? "
-    "There are 16 - 7 = 9 left. So she makes 9 * 2 = 18 dollars.\n#### 18",
-    "equations_first": "3 + 4 = 7 eggs are used.\n16 - 7 = 9 eggs are sold.\n- $9 * 2 = $18 made.\n#### 18",
-    "check_at_end": "Janet uses 3 + 4 = 7 eggs, sells 16 - 7 = 9 and makes 9 * 2 = 18 dollars.\n"
-    "**Check:** 18 / 2 = 9 eggs sold.\n#### 18",
-}
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_a_check_says_of_real_texts_what_a_reader_says(name):
-    """Agreement with labels by hand on 401 answers of Qwen2.5-Coder 0.5B and 1.5B to GSM8K train questions.
-
-    Three sets (`set` in the file): 96 texts `without` an instruction of style, with which the checks were
-    made; 165 under one, `read first`: labelled before a check had read them, after which two faults were
-    mended; 140 `held out`, on which nothing was mended but a leading "Because" (.96 before). A text that
-    explains nothing or loops is labelled false throughout; a hint that belongs to another problem is none.
-    """
-    rows = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
-    for part in (rows, [row for row in rows if row["set"] == "held out"]):
-        pairs = [(CHECKS[name](row["text"]), row["labels"][name]) for row in part]
-        agreement = sum(found == label for found, label in pairs) / len(pairs)
-        print(
-            f"{name}: {agreement:.2f} of n = {len(pairs)}, {sum(label for _, label in pairs)} labelled true"
-        )
-        assert agreement >= 0.9
-
-
-@pytest.mark.parametrize("style", EXPLANATION_STYLES)
-def test_a_tiny_text_meets_its_own_style_and_no_other(style):
-    assert [name for name, check in EXPLANATION_STYLES.items() if check(TINY[style])] == [style]
-
-
-@pytest.mark.parametrize("style", EXPLANATION_STYLES)
-def test_a_one_step_problem_can_meet_every_style(style):
-    assert [name for name, check in EXPLANATION_STYLES.items() if check(ONE_STEP[style])] == [style]
-
-
-@pytest.mark.parametrize("style", EXPLANATION_STYLES)
-def test_all_preferences_can_be_met_together_with_every_style(style):
-    met = [name for name, check in CHECKS.items() if check(EVERYTHING[style])]
-    assert style in met
-    assert set(CHECKABLE_PREFERENCES) - set(met) == {"no hint"}
-
-
-@pytest.mark.parametrize("style", EXPLANATION_STYLES)
-def test_full_prose_meets_its_style(style):
-    assert EXPLANATION_STYLES[style](PROSE[style])
-
-
 # As chat models write: markdown, LaTeX, a boxed answer.
 MARKED_UP = {
     "numbered_steps": r"""To find it, we take two steps:
@@ -140,119 +74,93 @@ Ann has $\boxed{32}$ marbles.""",
 \[ 37 - 23 = 14 \]
 So she has \boxed{37} marbles.""",
 }
+# All preferences, but the contrary of one, with each of the styles, still one step.
+HINT = "Hint: put both groups together.\n"
+BECAUSE = "We add 14 and 23 because both groups come together."
+SENTENCE = "14+23=37, so Ann has 37 marbles."
+EVERYTHING = {
+    "numbered_steps": f"{HINT}1. {BECAUSE}\n2. {SENTENCE}\n#### 37",
+    "short_sentences": f"{HINT}{BECAUSE}\nSo 14+23=37, and Ann has 37 marbles.\n#### 37",
+    "guiding_questions": f"{HINT}What do we add?\n{BECAUSE}\nHow many is that?\n{SENTENCE}\n#### 37",
+    "equations_first": f"{HINT}23+14=37 because both groups come together.\n{SENTENCE}\n#### 37",
+    "check_at_end": f"{HINT}{BECAUSE}\n{SENTENCE}\nCheck: 37-23=14\n#### 37",
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_check_says_of_real_texts_what_a_reader_says(name):
+    """Agreement with labels by hand on 401 answers of Qwen2.5-Coder 0.5B and 1.5B to GSM8K train questions.
+
+    Three sets (`set` in the file): 96 texts `without` an instruction of style, with which the checks were
+    made; 165 under one, `read first`: labelled before a check had read them, after which two faults were
+    mended; 140 `held out`, on which nothing was mended but a leading "Because" (.96 before). A text that
+    explains nothing or loops is labelled false throughout; a hint that belongs to another problem is none.
+    """
+    rows = [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
+    for part in (rows, [row for row in rows if row["set"] == "held out"]):
+        pairs = [(CHECKS[name](row["text"]), row["labels"][name]) for row in part]
+        agreement = sum(found == label for found, label in pairs) / len(pairs)
+        print(
+            f"{name}: {agreement:.2f} of n = {len(pairs)}, {sum(label for _, label in pairs)} labelled true"
+        )
+        assert agreement >= 0.9
 
 
 @pytest.mark.parametrize("style", EXPLANATION_STYLES)
-def test_markdown_and_latex_hide_no_style(style):
-    assert [name for name, check in EXPLANATION_STYLES.items() if check(MARKED_UP[style])] == [style]
+@pytest.mark.parametrize("texts", [TINY, ONE_STEP, MARKED_UP], ids=["two steps", "one step", "marked up"])
+def test_a_text_meets_its_own_style_and_no_other(style, texts):
+    assert [name for name, check in EXPLANATION_STYLES.items() if check(texts[style])] == [style]
+
+
+@pytest.mark.parametrize("style", EXPLANATION_STYLES)
+def test_all_preferences_can_be_met_together_with_every_style(style):
+    met = [name for name, check in CHECKS.items() if check(EVERYTHING[style])]
+    assert style in met
+    assert set(CHECKABLE_PREFERENCES) - set(met) == {"no hint"}
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        (
-            "numbered_steps",
-            "1. Add 14 and 23.\nso\nwe\nsee\n\n2. It is 37.\n\n" + "and so\n\n" * 7 + "#### 37",
-        ),
-        ("numbered_steps", "1. Add 14 and 23.\n" + "so\nwe\nsee\n" * 9 + "2. It is 37.\n#### 37"),  # no steps
         ("check_at_end", "14+23=37\nCheck:\n\\[ 37-23=14 \\]\nand 7+7=14\n#### 37"),  # goes on
-        ("check_at_end", "14+23=37\nCheck: 37-23=14\nso\n#### 37"),
-        ("equations_first", "14+23=37\nx = 37"),  # no sentence
         ("short_sentences", "Take 14 away from 37.\n\\[ 37-14=23 \\]"),  # one sentence
-        ("no hint", "\\[ 14+23=37 \\]\n\\[ 14+23=37 \\]"),
-        ("no hint", "14+23=37\n\\[ \\boxed{37} \\]\n14+23=37"),
         ("no hint", "2. ok\n14+23=37\n2. ok\n#### 37"),
-        ("the answer in a full sentence", "So the answer is 37.\nStep 2:"),
-        ("one step per line", "14+23=37\nso:\n#### 37"),
         ("the answer in a full sentence", "14+23=37\nNow write the final answer:\n\\[ \\boxed{37} \\]"),
         ("numbered_steps", "1. 14+23=37\n#### 37"),  # one step only
         ("numbered_steps", "1. 14+23=37\n3. 37-5=32\n#### 32"),  # a gap
-        ("numbered_steps", "2. 14+23=37\n3. 37-5=32\n#### 32"),  # not from 1
-        ("numbered_steps", "1. 14+23=37\n2. ok\n#### 37"),  # no content
         ("numbered_steps", "1.5 + 2 = 3.5\n2.5 + 1 = 3.5\n#### 3.5"),  # decimals
         ("numbered_steps", "1. 14+23=37\n2. 37-5=32\nso\nwe\nsee 32\n#### 32"),  # a minority of the lines
-        ("short_sentences", "14+23=37\n37-5=32\n#### 32"),  # no sentences
-        ("short_sentences", "Add 14+23=37.\n#### 37"),  # one
         ("short_sentences", "Yes 1. No 2. Ok 3.\n#### 3"),  # no content
         ("short_sentences", "14+23=37. 37-5=32.\n#### 32"),  # bare equations
-        ("short_sentences", "What is 14+23? It is 37.\n#### 37"),
-        (
-            "short_sentences",
-            "Add all of the 14 marbles to the other 23 marbles of hers now. It is 37.\n#### 37",
-        ),  # 13
+        ("short_sentences", "Add all of the 14 marbles to the other 23 of hers right now. So 37.\n#### 37"),
         ("guiding_questions", "What is 14+23? What is 37-5? It is 32.\n#### 32"),  # only one is answered
-        ("guiding_questions", "What is 14+23? What is 14+23? 37.\n#### 37"),
         ("guiding_questions", "What is 14+23? We will see. What is 37-5? We will find out.\n#### 32"),
-        ("guiding_questions", "14? 37. 23? 32.\n#### 32"),
         ("guiding_questions", "1 2 3? 37. 4 5 6? 32.\n#### 32"),
         ("equations_first", "14+23=37\nThen 37-5=32\n#### 32"),
-        ("equations_first", "1. 14+23=37\n#### 37"),
         ("equations_first", "14+23=37\n14 + 23 = 37 again\n#### 37"),  # the same one
-        ("equations_first", "37 marbles\n#### 37"),
         ("check_at_end", "14+23=37\nCheck: 37-23=15\n#### 37"),  # invalid
-        ("check_at_end", "14+23=37\nCheck: 14+23=37\n#### 37"),  # the same
         ("check_at_end", "14+23=37\nCheck: 23 + 14 = 37\n#### 37"),  # swapped
-        ("check_at_end", "14+23=37\nCheck: 1+1=2\n#### 37"),  # unrelated to the result
-        ("check_at_end", "14+23=37\nCheck: right!\n#### 37"),
         ("check_at_end", "Check: 37-23=14\n14+23=37\n#### 37"),  # not last
         ("check_at_end", "Check: 37-23=14\n#### 37"),  # nothing to check
         ("one step per line", "14+23=37, 37-5=32\nso 32 are left\n#### 32"),  # two equations
         ("one step per line", "Add 14+23=37. Then take 5.\nWe have 32 left\n#### 32"),  # two sentences
-        ("one step per line", "14+23=37\n#### 37"),  # one line
-        ("one step per line", "14+23=37\nso\n#### 37"),  # no content
         ("a hint first", "Hint: the answer is 37 marbles.\n14+23=37\n#### 37"),  # gives it away
-        ("a hint first", "Hint: think!\n14+23=37\n#### 37"),
         ("a hint first", "14+23=37\nHint: put both groups together.\n#### 37"),
         ("a hint first", "Hint: put both groups of 14 together.\n#### 37"),  # nothing follows
-        ("a hint first", "Hint: put both groups together.\nlike this\n#### 37"),  # no number follows
         ("at most 60 words", "4\n#### 4"),  # says nothing
-        (
-            "at most 60 words",
-            "4" + " word" * 60 + "\n#### 4",
-        ),
-        ("at most 60 words", "14+23=37" + ",and" * 200 + "\n#### 37"),  # no white space
-        ("the answer in a full sentence", "14+23=37\n#### 37"),
+        ("at most 60 words", "4" + " word" * 60 + "\n#### 4"),
         ("the answer in a full sentence", "Ann has 37 marbles.\nThat was easy for us.\n#### 37"),  # not last
         ("the answer in a full sentence", "14+23=37, so Ann has marbles now.\n#### 38"),  # another number
-        ("the answer in a full sentence", "Ann has 137 marbles.\n#### 37"),
-        ("the answer in a full sentence", "a 37.\n#### 37"),
         ("a reason with because", "because because because because 14+23=37\n#### 37"),
-        ("a reason with because", "14+23=37 because.\n#### 37"),
         ("a reason with because", "We add 14 and 23 because yes yes yes.\n#### 37"),
         ("a reason with because", "Do we add 14 and 23 because both groups come together?\n#### 37"),
-        ("a reason with because", "We add 14 and 23. Because.\nBoth groups come together.\n#### 37"),
     ],
 )
 def test_near_misses_and_stuffing_fail(name, text):
     assert CHECKS[name](text) is False
 
 
-@pytest.mark.parametrize(
-    ("text", "final", "stands_in_the_last_sentence"),
-    [
-        ("14+23=37, so Ann has 37 marbles.\n#### 37", "37", True),  # one mark
-        ("14+23=37, so Ann has 37 marbles.\n#### 37\nThat took 2 steps.", "37", True),  # numbers behind it
-        ("14+23=37, so Ann has 37 marbles.\n#### 14 + 23 = 37", "37", True),  # an equation as the answer
-        ("5-8=-3, so the marbles are 3 too few.\n#### -3", "3", True),  # no sign
-        ("14+23=37, so Ann has 37 marbles.\n#### 37\n#### 38", None, False),  # two marks that differ
-        (r"14+23=37, so \boxed{37} marbles are in 2 bags.", "37", True),  # boxed
-        ("14+23=37, so the answer is 37 marbles in 2 bags.", "37", True),  # a phrase
-        ("14+23=37\nThe answer is 37.\nThese are marbles in 2 bags.", "37", False),
-        ("14+23=37\nAnn carries all of the 37 marbles in 2 bags.", "2", True),  # no mark: the last number
-    ],
-)
-def test_every_check_reads_the_final_number_as_the_scorer_does(text, final, stands_in_the_last_sentence):
-    read = final_answer(text).text
-    assert (read and read.removeprefix("-")) == final
-    assert CHECKS["the answer in a full sentence"](text) is stands_in_the_last_sentence
-    hinted = f"Hint: put both groups together.\n{text}"
-    assert CHECKS["a hint first"](hinted) is (final is not None)
-    assert not CHECKS["a hint first"](hinted.replace("both groups", f"the {final} and the 38"))
-
-
-@pytest.mark.parametrize(
-    "text", ["", " ", "37", "#### 37", "\n\n#### 37", "no number, but many words\n#### 37"]
-)
+@pytest.mark.parametrize("text", ["", "37", "\n\n#### 37", "no number, but many words\n#### 37"])
 def test_an_empty_explanation_meets_nothing(text):
     assert [name for name, check in CHECKS.items() if check(text)] == []
 
@@ -267,31 +175,7 @@ def test_repetition_meets_nothing(name):
     assert not CHECKS[name](f"{body} " + "We add 14 and 23. " * 3 + "\n#### 37")
 
 
-def test_one_honest_repetition_is_no_loop():
-    text = "\n".join(f"{number}. Take {number} of the eggs." for number in range(1, 11))
-    assert CHECKS["numbered_steps"](
-        f"{text}\n11. Take 9 of the eggs and go.\n12. Count. Take 10 of the eggs."
-    )
-    assert not CHECKS["numbered_steps"](f"{text}\n11. Take 9 of the eggs. Take 10 of the eggs.")
-
-
-@pytest.mark.parametrize("style", EXPLANATION_STYLES)
-def test_what_follows_the_answer_is_not_judged(style):
-    assert EXPLANATION_STYLES[style](TINY[style] + "\nand now something else?")
-    assert not EXPLANATION_STYLES[style]("37\n#### 32\n" + TINY[style].partition("\n#")[0])
-
-
-@given(st.one_of(ANY_TEXT, EXPLANATION_LIKE))
-@settings(max_examples=150, deadline=None)
-def test_any_text_gets_a_bool(text):
-    for check in CHECKS.values():
-        assert check(text) in (True, False)
-        assert isinstance(check(text), bool)
-
-
-@pytest.mark.parametrize(
-    "text", ["1. 3+4=7\n" * 100_000, "a 1. " * 4_000, "What is 1? " * 1_800, "9" * 19_000]
-)
+@pytest.mark.parametrize("text", ["1. 3+4=7\n" * 100_000, "a 1. " * 4_000, "What is 1? " * 1_800])
 def test_noise_takes_bounded_time(text):
     started = time.process_time()
     for check in CHECKS.values():
@@ -307,84 +191,49 @@ class Student:
     grade_level: str = "5th grade"
 
 
-NUMBERED = "1. 14+23=37\n2. 37-5=32\n#### 32"
-
-
-def test_the_fixed_sets_are_complete():
-    assert list(EXPLANATION_STYLES) == [
-        "numbered_steps",
-        "short_sentences",
-        "guiding_questions",
-        "equations_first",
-        "check_at_end",
-    ]
-    assert list(CHECKABLE_PREFERENCES) == [
-        "one step per line",
-        "a hint first",
-        "no hint",
-        "at most 60 words",
-        "the answer in a full sentence",
-        "a reason with because",
-    ]
-
-
 def test_fidelity_is_the_share_of_checkable_constraints():
+    text = TINY["numbered_steps"]
     student = Student("numbered_steps", ["one step per line", "likes football", "a hint first"])
-    assert constraint_report(NUMBERED, student) == {
-        "numbered_steps": True,
-        "one step per line": True,
-        "a hint first": False,
-    }
-    assert fidelity(NUMBERED, student) == pytest.approx(2 / 3)  # the free phrase does not count
-    assert fidelity(NUMBERED, Student("check_at_end")) == 0.0
-    assert fidelity(NUMBERED, Student("numbered_steps")) == 1.0
+    met = {"numbered_steps": True, "one step per line": True, "a hint first": False}
+    assert constraint_report(text, student) == met
+    assert fidelity(text, student) == pytest.approx(2 / 3)  # the free phrase does not count
+    assert fidelity(text, Student("check_at_end")) == 0.0
     with pytest.raises(KeyError):
-        fidelity(NUMBERED, Student("singing"))
+        fidelity(text, Student("singing"))
 
 
 def test_copying_counts_positions_of_the_text():
     memory = "a b c d e f g h i j"
-    assert copying(memory, memory) == 1.0
     # 16 words have 9 eight-grams; only "a ... h", at its second place too, stands in the memory: 2 of 9
     assert copying("a b c d e f g h a b c d e f g h", memory) == pytest.approx(2 / 9)
     assert copying("A, b; C d e f g H!", memory) == 1.0  # case and punctuation do not hide it
-    assert copying("b a c d e f g h", memory) == 0.0
-    assert copying("a b c d e f g", memory) == 0.0  # seven words
-    assert copying("", memory) == 0.0
-    assert copying(memory, "") == 0.0
+    assert copying("a b c d e f g", memory) == copying("", memory) == copying(memory, "") == 0.0
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "student_id", "grade", "named"),
     [
-        ("For S005 we add.", True),
-        ("for s005: add", True),
-        ("S0051 and XS005", False),
-        ("As a 5th grade student", True),
-        ("Dear 5th-graders,", True),
-        ("In grade 5 we add.", True),
-        ("a fifth grader", True),
-        ("a fifth of the class", False),
-        ("grade 55, 15th grade", False),
-        ("She has 5 eggs.", False),
-        ("", False),
+        ("for s005: add", "S005", "5th grade", True),
+        ("S0051 and XS005", "S005", "5th grade", False),
+        ("As a 5th grade student", "S005", "5th grade", True),
+        ("Dear 5th-graders,", "S005", "5th grade", True),
+        ("a fifth grader", "S005", "5th grade", True),
+        ("grade 55, 15th grade", "S005", "5th grade", False),
+        ("She has 5 eggs.", "S005", "5th grade", False),
+        ("about a.c", "a.c", "college", True),
+        ("about abc", "a.c", "college", False),  # an id is text, no pattern
+        ("College is far", "S1", "college", True),
+        ("any text", "", "", False),
     ],
 )
-def test_naming_the_student(text, named):
-    assert names_student(text, "S005", "5th grade") is named
+def test_naming_the_student(text, student_id, grade, named):
+    assert names_student(text, student_id, grade) is named
 
 
-def test_naming_treats_ids_as_text_and_ignores_empty_ones():
-    assert names_student("about a.c", "a.c", "college")
-    assert not names_student("about abc", "a.c", "college")
-    assert names_student("College is far", "S1", "college")
-    assert not names_student("any text", "", "")
-
-
-@given(ANY_TEXT, ANY_TEXT)
-@settings(max_examples=100, deadline=None)
+@given(st.one_of(ANY_TEXT, EXPLANATION_LIKE), ANY_TEXT)
+@settings(max_examples=150, deadline=None)
 def test_any_text_is_judged_without_an_exception(text, other):
-    student = Student("numbered_steps", [*CHECKABLE_PREFERENCES, other])
-    assert 0.0 <= fidelity(text, student) <= 1.0
+    assert {type(check(text)) for check in CHECKS.values()} == {bool}
+    assert 0.0 <= fidelity(text, Student("numbered_steps", [*CHECKABLE_PREFERENCES, other])) <= 1.0
     assert 0.0 <= copying(text, other) <= 1.0
     assert names_student(text, other, text) in (True, False)

@@ -1,4 +1,4 @@
-"""What worked for a student: counts, forgetting, order and words of the record. Levels of support."""
+"""What worked for a student: counts, forgetting, order and words of the record."""
 
 import pytest
 from conftest import past
@@ -14,29 +14,19 @@ from cot.utils.manners import (
 from cot.utils.students import Manner
 
 
-def tried(day: str, style: str, correct: bool, hint: bool | None = None, student: str = "S1"):
+def tried(day: str, style: str, correct: bool, hint: bool | None = None):
     """An exercise after an explanation in a style."""
-    return past(student, day, f"{day} {style}", correct=correct, manner=Manner(style=style, hint=hint))
+    return past("S1", day, f"{day} {style}", correct=correct, manner=Manner(style=style, hint=hint))
 
 
-LOG = [
-    tried("2026-01-01", "numbered_steps", True),
-    tried("2026-01-02", "numbered_steps", False),
-    tried("2026-01-03", "numbered_steps", False),
-    tried("2026-01-04", "short_sentences", True),
-    tried("2026-01-05", "short_sentences", True),
-]
+LOG = [tried(f"2026-01-0{day}", "numbered_steps", day == 1) for day in (1, 2, 3)]
+LOG += [tried(f"2026-01-0{day}", "short_sentences", True) for day in (4, 5)]
 
 
-def test_what_was_followed_by_right_answers_comes_first():
+def test_what_was_followed_by_right_answers_comes_first_as_of_the_moment():
     best, other = record_manners(LOG).styles
-    assert (best.value, best.right, best.times) == ("short_sentences", 2, 2)
-    assert best.odds == (1 + 2) / (2 + 2)
-    assert (other.value, other.right, other.times) == ("numbered_steps", 1, 3)
-    assert other.odds == (1 + 1) / (2 + 3)
-
-
-def test_only_what_happened_before_the_moment_is_counted():
+    assert (best.value, best.right, best.times, best.odds) == ("short_sentences", 2, 2, (1 + 2) / (2 + 2))
+    assert (other.value, other.right, other.times, other.odds) == ("numbered_steps", 1, 3, (1 + 1) / (2 + 3))
     (only,) = record_manners(LOG, as_of="2026-01-03T09:00:00Z").styles
     assert (only.value, only.right, only.times) == ("numbered_steps", 1, 2)
 
@@ -53,64 +43,45 @@ def test_with_a_half_life_the_newer_answers_outweigh_the_older_ones():
     assert (faded.styles[1].right, faded.styles[1].times) == (6, 9)  # the counts that are told stay
 
 
-def test_hints_have_a_record_of_their_own():
+def test_what_worked_best_is_told_and_what_worked_less_or_was_not_noted_is_not():
     log = [
-        tried("2026-01-01", "numbered_steps", True, hint=False),
-        tried("2026-01-02", "short_sentences", False, hint=True),
+        tried("2026-01-01", "equations_first", True, True),
+        tried("2026-01-02", "short_sentences", False, False),
     ]
-    assert [(entry.value, entry.right) for entry in record_manners(log).hints] == [(False, 1), (True, 0)]
-
-
-def test_nothing_was_tried_nothing_is_told():
-    record = record_manners([past("S1", "2026-01-01", "What is 1+1?")])
-    assert render_record(record) is None and record.styles == record.hints == ()
-
-
-def test_what_worked_best_is_told_and_what_worked_less_is_not():
-    log = [
-        tried("2026-01-01", "equations_first", True, hint=True),
-        tried("2026-01-02", "short_sentences", False, hint=False),
-    ]
+    record = record_manners(log)
+    assert [(entry.value, entry.right) for entry in record.hints] == [(True, 1), (False, 0)]
     best = "every line begins with its equation (1 of 1 right); a hint first (1 of 1 right)"
-    assert render_record(record_manners(log)) == f"What worked best: {best}."
-
-
-def test_what_was_not_noted_of_a_manner_is_not_counted():
-    assert record_manners(LOG).hints == ()
+    assert render_record(record) == f"What worked best: {best}."
     best = "What worked best: short sentences of at most 12 words (2 of 2 right)."
-    assert render_record(record_manners(LOG)) == best
-
-
-def test_a_manner_of_which_nothing_is_known_has_no_words():
+    assert render_record(record_manners(LOG)) == best and record_manners(LOG).hints == ()
+    nothing = record_manners([past("S1", "2026-01-01", "What is 1+1?")])
+    assert render_record(nothing) is None and nothing.styles == nothing.hints == ()
     assert render_manner(Manner()) == ""
 
 
+# ---- levels of support
+
+
 @pytest.mark.parametrize(
-    ("text", "level"),
+    ("text", "steps", "level"),
     [
-        ("Adding gives 14+23=37.\n#### 37", "brief"),
-        ("Adding gives 14+23=37 because we put the numbers together.\n#### 37", "guided"),
-        ("Adding gives 14+23=37.\nSee, 37-14=23.\n#### 37", "worked_out"),
-        ("Adding gives 14+23=37.\nAgain, 14+23=37.\n#### 37", "brief"),  # the same equation twice
-        ("Adding gives 14+23=37.\nSee, 37-14=22.\n#### 37", "brief"),  # a wrong one supports nothing
-        ("Adding gives 14+23=37.\nCheck: 37-23=14.\n#### 37", "brief"),  # the style's check
-        ("Adding gives 14+23=37.\nSee, 37-14=23.\nCheck: 37-23=14.\n#### 37", "worked_out"),
-        ("The answer is 37.\n#### 37", None),  # no step is shown
+        ("Adding gives 14+23=37.\n#### 37", 1, "brief"),
+        ("Adding gives 14+23=37 because we put the numbers together.\n#### 37", 1, "guided"),
+        ("Adding gives 14+23=37.\nSee, 37-14=23.\n#### 37", 1, "worked_out"),
+        ("Adding gives 14+23=37.\nAgain, 14+23=37.\n#### 37", 1, "brief"),  # the same equation twice
+        ("Adding gives 14+23=37.\nSee, 37-14=22.\n#### 37", 1, "brief"),  # a wrong one supports nothing
+        ("Adding gives 14+23=37.\nCheck: 37-23=14.\n#### 37", 1, "brief"),  # the style's check
+        ("Adding gives 14+23=37.\nSee, 37-14=23.\nCheck: 37-23=14.\n#### 37", 1, "worked_out"),
+        ("The answer is 37.\n#### 37", 1, None),  # no step is shown
+        ("14+23=37 and no more.", 2, None),
+        ("14+23=37, then 37-5=32.", 2, "brief"),
     ],
 )
-def test_a_texts_level_is_read_from_its_equations_and_reasons(text, level):
-    assert support_level(text, gold_steps=1) == level
+def test_a_texts_level_is_read_from_its_equations_and_reasons(text, steps, level):
+    assert support_level(text, gold_steps=steps) == level
 
 
-def test_a_problem_of_two_steps_needs_two_equations():
-    assert support_level("14+23=37 and no more.", gold_steps=2) is None
-    assert support_level("14+23=37, then 37-5=32.", gold_steps=2) == "brief"
-
-
-def test_the_less_is_known_the_more_support_is_needed():
+def test_the_less_is_known_the_more_support_is_needed_and_no_level_fits_more_than_one_target():
     targets = [support_target(mastery) for mastery in (0.0, 0.29, 0.3, 0.94, 0.95, 1.0)]
     assert targets == ["worked_out", "worked_out", "guided", "guided", "brief", "brief"]
-
-
-def test_no_level_fits_more_than_one_target():
     assert [support_fit("guided", target) for target in ("worked_out", "guided", "brief")] == [0.0, 1.0, 0.0]

@@ -1,19 +1,15 @@
 """Intervals and tests, against hand computations and SciPy."""
 
 import itertools
-import json
 import math
 
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cot.utils.stats import (
     clustered_mean,
     clustered_share,
-    cosine_distances,
     fisher_z,
     holm,
     mcnemar_exact,
@@ -40,13 +36,6 @@ def test_wilson_interval_by_hand_and_where_all_is_right_or_wrong():
     assert wilson_interval(0, 0) is None
 
 
-def test_mcnemar_by_hand():
-    assert mcnemar_exact(1, 5) == pytest.approx(2 * (1 + 6) / 2**6)  # 2 * P(X <= 1), X ~ Binomial(6, 1/2)
-    assert mcnemar_exact(5, 1) == mcnemar_exact(1, 5)
-    assert mcnemar_exact(3, 3) == 1.0
-    assert mcnemar_exact(0, 0) == 1.0
-
-
 def test_clusters_of_one_way_are_as_many_values_as_their_means():
     """Five questions of four answers each: Student's t over the five means."""
     means = [0.0, 0.25, 0.25, 0.75, 1.0]
@@ -56,7 +45,6 @@ def test_clusters_of_one_way_are_as_many_values_as_their_means():
     assert (found["n"], found["mean"]) == (20, pytest.approx(0.45))
     assert (found["low"], found["high"]) == pytest.approx(expected)
     assert found["p"] == pytest.approx(scipy.stats.ttest_1samp(means, 0).pvalue)
-    assert found["low"] < 0 and found["high"] < 1
     cut = clustered_mean(values, [np.repeat(np.arange(5), 4)], (0.0, 0.5))
     assert (cut["low"], cut["high"]) == (0.0, 0.5)
 
@@ -88,29 +76,20 @@ def test_a_text_that_students_share_counts_once():
     assert found == pytest.approx(clustered_mean(text, [np.arange(30)]) | {"n": 240})
 
 
-def test_with_cells_missing_every_value_counts_once_and_clusters_may_have_any_numbers():
-    values = np.array([1.0, 0.0, 0.5, 0.25, 2.0])
-    ways = np.array([0, 0, 4, 4, 7]), np.array([0, 3, 0, 3, 0])
-    found = clustered_mean(values, ways)
-    assert found["mean"] == pytest.approx(3.75 / 5)
-    assert found == clustered_mean(values, (np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0])))
-
-
 def test_a_mean_without_spread_clusters_or_values():
     same = clustered_mean(np.full(40, 0.5), crossed(10, 4))
     assert same == {"n": 40, "mean": 0.5, "low": 0.5, "high": 0.5, "p": 2**-9}  # ten equal signs, two-sided
     assert clustered_mean(np.zeros(40), crossed(10, 4))["p"] == 1.0
+    lacking = {"low": None, "high": None, "p": None}
     one = clustered_mean(np.array([0.25]), [np.zeros(1, int), np.zeros(1, int)])
-    assert one == {"n": 1, "mean": 0.25, "low": None, "high": None, "p": None}
-    nothing = clustered_mean(np.zeros(0), [np.zeros(0, int)])
-    assert nothing == {"n": 0, "mean": None, "low": None, "high": None, "p": None}
+    assert one == {"n": 1, "mean": 0.25} | lacking
+    assert clustered_mean(np.zeros(0), [np.zeros(0, int)]) == {"n": 0, "mean": None} | lacking
 
 
 def test_a_share_is_wilsons_of_as_many_answers_as_the_clusters_are_worth():
     """Ten questions of four equal answers are ten answers; t of nine degrees stands for the normal."""
     questions, students = crossed(10, 4)
-    right = (questions < 3).astype(float)
-    found = clustered_share(right, (questions, students))
+    found = clustered_share((questions < 3).astype(float), (questions, students))
     variance, t = 0.3 * 0.7 / 9, scipy.stats.t.ppf(0.975, 9)
     worth = 0.3 * 0.7 / variance
     centre = (0.3 + t**2 / (2 * worth)) / (1 + t**2 / worth)
@@ -121,30 +100,15 @@ def test_a_share_is_wilsons_of_as_many_answers_as_the_clusters_are_worth():
 
 def test_a_share_stays_within_0_and_1_and_has_an_interval_when_all_is_right():
     found = clustered_share(np.ones(40), crossed(10, 4))
-    t = scipy.stats.t.ppf(0.975, 9)
-    assert (found["low"], found["high"]) == (pytest.approx(10 / (10 + t**2)), 1.0)
-    few = clustered_share((np.arange(40) == 0).astype(float), crossed(10, 4))
-    assert 0 <= few["low"] < 1 / 40 < few["high"] < 0.3
+    assert found["high"] == 1.0
+    assert found["low"] == pytest.approx(10 / (10 + scipy.stats.t.ppf(0.975, 9) ** 2))
 
 
-def test_holm_by_hand():
+def test_several_tests_are_corrected_together_and_discordant_pairs_have_an_exact_test():
     # sorted .005 .01 .03 .04: 4*.005 = .02, 3*.01 = .03, 2*.03 = .06, max(1*.04, .06) = .06
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 2)), max_size=30))
-@settings(max_examples=100, deadline=None)
-def test_every_run_gives_strict_json(answers):
-    values = np.array([float(right) for right, _, _ in answers])
-    ways = [np.array([answer[place] for answer in answers], dtype=int) for place in (1, 2)]
-    found = [clustered_mean(values, ways), clustered_share(values, ways)]
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    for interval in found:
-        assert (
-            interval["low"] is None or interval["low"] <= interval["mean"] + 1e-9 <= interval["high"] + 2e-9
-        )
+    assert mcnemar_exact(5, 1) == pytest.approx(2 * (1 + 6) / 2**6)  # 2 * P(X <= 1), X ~ Binomial(6, 1/2)
+    assert mcnemar_exact(3, 3) == mcnemar_exact(0, 0) == 1.0
 
 
 def test_the_permutation_test_is_that_of_all_sign_flips():
@@ -156,23 +120,13 @@ def test_the_permutation_test_is_that_of_all_sign_flips():
     assert found["p"] == pytest.approx(reached / 64, abs=0.01)
 
 
-def test_pairs_of_one_cluster_swap_together():
-    """Three clusters of equal pairs: all signs alike in one of eight, and never rarer."""
-    p = permutation_test(np.full(30, 0.5), np.repeat(np.arange(3), 10), n_permutations=20_000)["p"]
-    assert p == pytest.approx(1 / 8, abs=0.01)
-
-
-def test_no_difference_has_p_1_and_one_everywhere_the_smallest():
+def test_no_difference_has_p_1_and_pairs_of_one_cluster_swap_together():
     noise = permutation_test(np.full(6, 1e-8), np.arange(6))  # float32's
     assert noise == {"n": 6, "statistic": 0.0, "p": 1.0}
     assert permutation_test(np.full(40, 0.5), np.arange(40))["p"] == pytest.approx(1 / 2001)
-    assert permutation_test(np.zeros(0), np.zeros(0, int)) == {"n": 0, "statistic": None, "p": None}
-
-
-def test_distance_is_one_minus_the_cosine():
-    angles = np.radians([[0, 60], [0, 90], [0, 180], [30, 30]])
-    first, second = (np.stack([np.cos(a), np.sin(a)], axis=1) for a in angles.T)
-    assert cosine_distances(first, second) == pytest.approx([0.5, 1, 2, 0], abs=1e-6)
+    # three clusters of equal pairs: all signs alike in one of eight, and never rarer
+    p = permutation_test(np.full(30, 0.5), np.repeat(np.arange(3), 10), n_permutations=20_000)["p"]
+    assert p == pytest.approx(1 / 8, abs=0.01)
 
 
 def test_rank_correlation_is_scipys_and_missing_where_it_does_not_exist():
@@ -186,8 +140,7 @@ def test_fisher_and_the_interval_of_a_mean():
     assert fisher_z(0.5) == pytest.approx(0.549306)  # ln(1.5 / 0.5) / 2
     assert fisher_z(-1.0) == -fisher_z(1.0) == pytest.approx(math.atanh(-0.99))
     values = [0.1, -0.4, 0.3, 0.2]
-    expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
     found = mean_interval(values)
+    expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
     assert (found["low"], found["high"]) == pytest.approx(expected)
     assert mean_interval([0.2]) == {"n": 1, "mean": 0.2, "low": None, "high": None}
-    assert mean_interval([])["mean"] is None
