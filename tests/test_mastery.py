@@ -1,7 +1,6 @@
 """Mastery against arithmetic and pyBKT; consolidation is a replayable function of the log."""
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 from importlib.util import find_spec
 from unittest import mock
@@ -20,7 +19,6 @@ from cot.utils.mastery import (
     consolidate,
     mastery_by_skill,
     render_memory,
-    sort_skills,
     update_mastery,
 )
 from cot.utils.students import Interaction, in_time_order
@@ -45,32 +43,27 @@ def practised(*answers, skill="add", days=None, **changes) -> list[Interaction]:
 # --- mastery ---------------------------------------------------------------------------------------------
 
 
-def test_mastery_is_the_hand_computed_sequence():
-    history = practised(1, 0, 1)
+def test_mastery_is_the_hand_computed_sequence_of_each_skill():
+    history, other = practised(1, 0, 1), practised(0, 1, skill="sub")
     for n in range(1, 4):
         mastery = mastery_by_skill(history[:n], PARAMETERS)
         assert mastery == {"add": pytest.approx(float(SEQUENCE[n]), abs=1e-12)}
-    assert mastery_by_skill([], PARAMETERS) == {}
-
-
-def test_skills_are_independent():
-    add, sub = practised(1, 0, 1), practised(0, 1, skill="sub")
-    assert mastery_by_skill(add + sub) == mastery_by_skill(add) | mastery_by_skill(sub)
+    assert mastery_by_skill(history + other) == mastery_by_skill(history) | mastery_by_skill(other)
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_certainty_and_impossible_answers_are_no_error(p):
     never = BKTParameters(p_init=p, p_transit=0.0, p_slip=0.0, p_guess=0.0)
-    assert update_mastery(p, True, never) == p
-    assert update_mastery(p, False, never) == p
+    assert update_mastery(p, True, never) == update_mastery(p, False, never) == p
 
 
-@pytest.mark.parametrize(
-    "values", [{"p_slip": 0.5}, {"p_guess": 0.5}, {"p_init": 1.1}, {"p_transit": -0.1}, {"p_init": math.nan}]
-)
-def test_parameters_out_of_range_are_refused(values):
-    with pytest.raises(ValueError, match=next(iter(values))):
-        BKTParameters(**values)
+def test_parameters_out_of_range_are_refused():
+    for values in ({"p_slip": 0.5}, {"p_guess": 0.5}, {"p_init": 1.1}, {"p_init": math.nan}):
+        with pytest.raises(ValueError, match=next(iter(values))):
+            BKTParameters(**values)
+    for half_life in (0.0, math.nan, math.inf):
+        with pytest.raises(UserError, match="--memory_half_life"):
+            mastery_by_skill(practised(1), half_life_days=half_life)
 
 
 def test_a_half_of_what_was_learned_is_forgotten_in_a_half_life():
@@ -88,31 +81,16 @@ def test_a_half_of_what_was_learned_is_forgotten_in_a_half_life():
     assert mastery_by_skill(twice, PARAMETERS, 10.0) == {"add": pytest.approx(again, abs=1e-12)}
 
 
-@pytest.mark.parametrize("half_life", [0.0, -1.0, math.nan, math.inf])
-def test_a_half_life_that_is_none_is_refused(half_life):
-    with pytest.raises(UserError, match="--memory_half_life"):
-        mastery_by_skill(practised(1), half_life_days=half_life)
-
-
 @pytest.mark.skipif(not find_spec("pyBKT"), reason="pyBKT absent: pip install -r tests/requirements.txt")
 def test_mastery_is_what_pybkt_predicts():
     with mock.patch("sklearn.metrics._classification._log_loss", side_effect=TypeError):
         # pyBKT 1.4 tries every metric of scikit-learn at import and expects a TypeError from some
         from pyBKT.fit import predict_onestep
     answers = np.random.default_rng(1).random((5, 30)) < 0.6  # of five students
-    model = {
-        "prior": 0.35,
-        "learns": np.array([0.12]),
-        "forgets": np.array([0.0]),
-        "slips": np.array([0.08]),
-        "guesses": np.array([0.22]),
-    }
-    data = {
-        "data": (answers.ravel() + 1)[None, :],  # 1 wrong, 2 right
-        "resources": np.ones(150, dtype=int),
-        "starts": np.arange(5) * 30 + 1,
-        "lengths": np.full(5, 30),
-    }
+    chances = {"learns": 0.12, "forgets": 0.0, "slips": 0.08, "guesses": 0.22}
+    model = {"prior": 0.35} | {name: np.array([chance]) for name, chance in chances.items()}
+    data = {"data": (answers.ravel() + 1)[None, :], "resources": np.ones(150, dtype=int)}  # 1 wrong, 2 right
+    data |= {"starts": np.arange(5) * 30 + 1, "lengths": np.full(5, 30)}
     p_correct, p_states = predict_onestep.run(model, data, parallel=False)
 
     parameters = BKTParameters(p_init=0.35, p_transit=0.12, p_slip=0.08, p_guess=0.22)
@@ -131,16 +109,17 @@ def test_skills_are_sorted_into_mastered_in_progress_and_struggling():
     history = (
         practised(1, 1, 1, 1, skill="easy") + practised(1, skill="begun") + practised(0, 0, skill="hard")
     )
-    history += practised(0, skill="once_wrong")
-    result = consolidate(history)
+    result = consolidate(history + practised(0, skill="once_wrong"))
     # easy: .3 > .692683 > .911... > .98...; hard: .3 > .03/.59 = 3/59, + 56/59 * .1 = .145763 > lower
     assert [(s.skill, s.exercises, s.right) for s in result.mastered] == [("easy", 4, 4)]
     assert [s.skill for s in result.in_progress] == ["begun"]
+    assert [(s.skill, s.exercises) for s in result.struggling] == [("once_wrong", 1), ("hard", 2)]
     assert result.struggling[0].mastery == pytest.approx(3 / 59 + 56 / 590, abs=1e-12)
-    assert [(s.skill, s.exercises, s.right) for s in result.struggling] == [
-        ("once_wrong", 1, 0),
-        ("hard", 2, 0),
-    ]
+    # forgotten, what was mastered is in progress and never struggling
+    faded = consolidate(history[:4], as_of="2030-01-01T00:00:00Z", half_life_days=10.0)
+    assert faded.in_progress == (SkillState("easy", pytest.approx(0.3), 4, 4),)
+    with pytest.raises(ValueError, match="one student"):
+        consolidate([*history, history[0].model_copy(update={"student_id": "S2"})])
 
 
 def test_an_error_recurs_from_its_second_time_and_is_resolved_by_three_later_successes():
@@ -159,15 +138,13 @@ def test_an_error_recurs_from_its_second_time_and_is_resolved_by_three_later_suc
     )
 
 
-def test_evidence_comes_by_count_then_latest_first():
+def test_evidence_comes_by_count_then_latest_first_and_fades_with_a_half_life():
     history = practised(0, 0, error_type="a") + practised(0, 0, 0, days=[3, 4, 5], error_type="b")
     history += practised(0, 0, days=[6, 7], error_type="c", what_helped="a drawing")
     result = consolidate(history)
     assert [(e.text, e.count) for e in result.recurring_errors] == [("b", 3), ("c", 2), ("a", 2)]
     assert result.what_helped == (Evidence("add", "a drawing", 2, "2026-01-07T09:00:00Z"),)
 
-
-def test_evidence_fades_with_a_half_life():
     history = practised(0, 0, days=[1, 11], error_type="a", what_helped="b")
     # on 21 January with a half-life of 10 days: 1/4 + 1/2; on 31 January 1/8 + 1/4; ten days later 3/16
     for day, kept in [("2026-01-21", True), ("2026-01-31", True), ("2026-02-10", False)]:
@@ -176,27 +153,10 @@ def test_evidence_fades_with_a_half_life():
     assert consolidate(history, as_of="2036-01-01T00:00:00Z").recurring_errors
 
 
-def test_forgetting_turns_mastered_into_in_progress_and_never_into_struggling():
-    history = practised(1, 1, 1, 1)
-    assert consolidate(history, as_of="2026-01-05T00:00:00Z", half_life_days=10.0).mastered
-    long_after = consolidate(history, as_of="2030-01-01T00:00:00Z", half_life_days=10.0)
-    assert long_after.in_progress == (SkillState("add", pytest.approx(0.3), 4, 4),)
-
-
-def test_one_memory_is_one_student():
-    other = practised(1)[0].model_copy(update={"student_id": "S2"})
-    with pytest.raises(ValueError, match="one student"):
-        consolidate([*practised(1), other])
-
-
 histories = st.lists(
     st.builds(
         lambda day, skill, correct, error: practised(
-            correct,
-            skill=skill,
-            days=[day],
-            error_type=None if correct else error,
-            what_helped=None if correct else f"{error} helped",
+            correct, skill=skill, days=[day], error_type=error, what_helped=f"{error} helped"
         )[0],
         st.integers(1, 31),
         st.sampled_from(["add", "sub", "mul"]),
@@ -206,7 +166,6 @@ histories = st.lists(
     max_size=30,
     unique_by=lambda item: item.time,
 )
-half_lives = st.sampled_from([None, 2.0, 30.0])
 
 
 @settings(deadline=None, max_examples=20)
@@ -219,7 +178,7 @@ def test_the_memory_of_a_moment_is_that_of_what_happened_before_it(history):
 
 
 @settings(deadline=None, max_examples=50)
-@given(histories, half_lives, st.randoms(use_true_random=False))
+@given(histories, st.sampled_from([None, 2.0, 30.0]), st.randoms(use_true_random=False))
 def test_duplicates_and_the_order_of_arrival_change_nothing(history, half_life, rng):
     once = consolidate(history, half_life_days=half_life)
     doubled = history + rng.sample(history, rng.randint(0, len(history)))
@@ -252,11 +211,3 @@ def test_the_memory_reads_as_short_lines_most_relevant_first():
         *lines,
     ]
     assert render_memory(consolidate([])) == []
-
-
-def test_the_state_of_the_skill_at_hand_comes_first_also_where_it_is_mastered_in_spite_of_errors():
-    errors = (Evidence("add", "forgot_to_carry", 2, "2026-01-02T09:00:00Z"),)
-    memory = replace(sort_skills([SkillState("add", 0.97, 9, 7)]), recurring_errors=errors)
-    first, second = render_memory(memory, "add")
-    assert first == "Skill at hand, mastered: 0.97 after 9 exercises."
-    assert second.startswith("Recurring error in add: forgot to carry")

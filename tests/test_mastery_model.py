@@ -5,11 +5,10 @@ import json
 import math
 
 import pytest
-from conftest import mastery_file, past, run_here
+from conftest import mastery_file, past
 
 from cot.utils.errors import UserError
-from cot.utils.manners import support_target
-from cot.utils.mastery import Estimate, expect_right, mastery_by_skill
+from cot.utils.mastery import Estimate, mastery_by_skill
 from cot.utils.mastery_model import CODES, NUMBERS, AnswerTrace, MasteryModel, load_mastery_model
 from cot.utils.memory_arms import MemoryArms
 from cot.utils.paths import PROFILES_DIR
@@ -17,6 +16,7 @@ from cot.utils.questions import Question
 from cot.utils.student_files import load_profiles
 
 NONE, RIGHT = 1, 2  # digits of the codes of last outcomes
+LN2 = math.log(2)
 ASKED = Question("q", "What is 3 + 4?", "#### 7", "addition", "add")
 
 
@@ -35,35 +35,22 @@ def practised(*answers, skill="add", first_day=1, **changes):
 # --- what the regression reads ----------------------------------------------------------------------------
 
 
-def test_a_student_without_answers_is_zeros_and_classes_of_nothing():
+def test_the_numbers_before_and_after_a_right_and_a_wrong_answer_are_the_hand_computed_ones():
     trace = AnswerTrace({"add": 0.5}, otherwise=0.8)
     nothing = NONE * 27 + NONE * 9 + NONE * 3 + NONE  # 40
     assert trace.describe("add") == ([0.0] * len(NUMBERS), (nothing, nothing, 0, 0))
 
-
-def test_the_numbers_after_a_right_and_a_wrong_answer_are_the_hand_computed_ones():
-    trace = AnswerTrace({"add": 0.5}, otherwise=0.8)
     trace.add("add", True)
     numbers, codes = trace.describe("add")
     found = dict(zip(NUMBERS, numbers, strict=True))
-    assert found == pytest.approx(
-        {
-            "wins": math.log(2),
-            "fails": 0.0,
-            "wins_overall": math.log(2),
-            "fails_overall": 0.0,
-            "answers_overall": math.log(2),
-            # even odds, so the error is .5; the first step is .8, in the skill .35, of first answers .5 / 1.2
-            "ability": 0.5 * 0.8,
-            "skill_ability": 0.5 * 0.35,
-            "first_ability": 0.5 * 0.5 / 1.2,
-            # the residual is 1 - .5
-            "residual": 0.5 / (1 + 5),
-            "recent_residual": 0.5 * 0.1,
-            "skill_residual": 0.5 / (1 + 3),
-            "first_residual": 0.5 / (1 + 3),
-        }
-    )
+    one = {name: math.log(2) for name in ("wins", "wins_overall", "answers_overall")}
+    one |= {"fails": 0.0, "fails_overall": 0.0}
+    # even odds, so the error is .5; the first step is .8, in the skill .35, of first answers .5 / 1.2
+    one |= {"ability": 0.5 * 0.8, "skill_ability": 0.5 * 0.35, "first_ability": 0.5 * 0.5 / 1.2}
+    # the residual is 1 - .5
+    one |= {"residual": 0.5 / (1 + 5), "recent_residual": 0.5 * 0.1}
+    one |= {"skill_residual": 0.5 / (1 + 3), "first_residual": 0.5 / (1 + 3)}
+    assert found == pytest.approx(one)
     # right, none, none, none; no step between; one answer in a row
     assert codes == (RIGHT * 27 + 13, RIGHT * 27 + 13, 1, 1)
 
@@ -71,23 +58,17 @@ def test_the_numbers_after_a_right_and_a_wrong_answer_are_the_hand_computed_ones
     p = 1 / (1 + math.exp(-(math.log(4) + 0.4)))
     numbers, codes = trace.describe("sub")
     found = dict(zip(NUMBERS, numbers, strict=True))
-    assert found["ability"] == pytest.approx(0.4 - p * 0.8 / (1 + 0.3 * 1))
-    assert found["skill_ability"] == pytest.approx(-p * 0.35)
-    assert found["first_ability"] == pytest.approx(0.5 * 0.5 / 1.2 - p * 0.5 / 1.4)
-    assert found["residual"] == pytest.approx((0.5 - 0.8) / (2 + 5))
-    assert found["recent_residual"] == pytest.approx(0.05 * 0.9 - 0.8 * 0.1)
-    assert found["skill_residual"] == pytest.approx(-0.8 / (1 + 3))
-    assert found["first_residual"] == pytest.approx((0.5 - 0.8) / (2 + 3))
+    two = {"ability": 0.4 - p * 0.8 / (1 + 0.3 * 1), "skill_ability": -p * 0.35}
+    two |= {"first_ability": 0.5 * 0.5 / 1.2 - p * 0.5 / 1.4, "residual": (0.5 - 0.8) / (2 + 5)}
+    two |= {"recent_residual": 0.05 * 0.9 - 0.8 * 0.1, "skill_residual": -0.8 / (1 + 3)}
+    two |= {"first_residual": (0.5 - 0.8) / (2 + 3)}
+    assert {name: found[name] for name in two} == pytest.approx(two)
     # wrong (0), none, none, none in the skill; wrong, right, none, none overall
     assert codes == (13, 0 * 27 + RIGHT * 9 + 3 + 1, 1, 1)
     # of the other skill: one step has passed, 1 + int(2 ln 2) = 2; it is no longer the one in a row
     assert trace.describe("add")[1] == (RIGHT * 27 + 13, RIGHT * 9 + 4, 2, 0)
 
-
-def test_long_gaps_and_runs_end_in_the_last_class():
-    trace = AnswerTrace({}, otherwise=0.5)
-    trace.add("add", True)
-    for _ in range(1000):
+    for _ in range(1000):  # long gaps and runs end in the last class
         trace.add("sub", True)
     assert trace.describe("add")[1][2:] == (CODES["gap"] - 1, 0)
     assert trace.describe("sub")[1] == (3**4 - 1, 3**4 - 1, 1, CODES["run"] - 1)
@@ -108,32 +89,24 @@ def test_an_estimate_is_the_sum_of_the_weights():
 
 
 def test_every_weight_counts():
-    file = mastery_file()
-    before = make_model().estimate(practised(1, 0))["add"].p_right
-    logit = math.log(before / (1 - before))
+    file, history = mastery_file(), practised(1, 0)
     trace = make_model().start()
-    for correct in (True, False):
-        trace.add("add", correct)
+    for item in history:
+        trace.add("add", item.correct)
     numbers, codes = trace.describe("add")
-    places = [(name, code) for name, code in zip(CODES, codes, strict=True)]
+    regression, own = file["regression"], file["regression"]["skills"][0]
 
     def moved() -> float:
-        p = MasteryModel.model_validate(file).estimate(practised(1, 0))["add"].p_right
-        return math.log(p / (1 - p)) - logit
+        p = [MasteryModel.model_validate(f).estimate(history)["add"].p_right for f in (file, mastery_file())]
+        return math.log(p[0] / (1 - p[0])) - math.log(p[1] / (1 - p[1]))
 
-    for name, value in zip(NUMBERS, numbers, strict=True):
-        file["regression"]["numbers"][name] += 1.0
-        assert moved() == pytest.approx(value, abs=1e-9), name
-        file["regression"]["numbers"][name] -= 1.0
-    for name, code in places:
-        file["regression"][name][code] = 0.25
-        assert moved() == pytest.approx(0.25), name
-        file["regression"][name][code] = 0.0
-    own = file["regression"]["skills"][0]
-    for name, value in {"intercept": 1.0, "wins": math.log(2), "fails": math.log(2)}.items():
-        own[name] = 1.0
-        assert moved() == pytest.approx(value), name
-        own[name] = 0.0
+    places = [(regression["numbers"], *pair) for pair in zip(NUMBERS, numbers, strict=True)]
+    places += [(regression[name], code, 1.0) for name, code in zip(CODES, codes, strict=True)]
+    places += [(own, name, value) for name, value in (("intercept", 1.0), ("wins", LN2), ("fails", LN2))]
+    for weights, place, value in places:
+        weights[place] += 1.0
+        assert moved() == pytest.approx(value, abs=1e-9), place
+        weights[place] -= 1.0
 
 
 def test_only_what_happened_strictly_before_counts_and_duplicates_change_nothing():
@@ -168,12 +141,6 @@ def test_tracing_takes_each_skills_own_parameters_and_the_pooled_ones_elsewhere(
     assert later["add"].p_right == pytest.approx(0.25 + 0.65 * 0.5)
 
 
-def test_mastery_is_the_p_known_of_which_the_default_parameters_expect_as_much():
-    for known in (0.0, 0.3, 0.62, 0.95, 1.0):
-        assert Estimate(expect_right(known)).mastery == pytest.approx(known)
-    assert Estimate(0.05).mastery == 0.0 and Estimate(0.99).mastery == 1.0
-
-
 # --- the file ---------------------------------------------------------------------------------------------
 
 
@@ -193,27 +160,21 @@ def damaged(path: str, value) -> dict:
     [
         (damaged("regression.gap", [0.0] * 3), "regression: gap: expected 14 weights, got 3"),
         (damaged("regression.numbers", {"wins": 1.0}), "regression: numbers: expected wins, fails"),
-        (damaged("regression.intercept", "1"), "regression.intercept: "),
         (damaged("regression.mean_right", 1.0), "regression.mean_right: "),
         (damaged("tracing.pooled.p_slip", 0.5), "tracing.pooled.p_slip: "),
         (damaged("predictor", "oracle"), "predictor: "),
-        (damaged("schema_version", 2), "schema_version: "),
         (damaged("mood", 1), "mood: unknown field"),
         ({}, "predictor: missing"),
+        (None, "No such file"),
     ],
 )
 def test_a_file_that_is_none_is_refused_by_its_field(tmp_path, file, message):
     path = tmp_path / "m.json"
-    path.write_text(json.dumps(file))
+    if file is not None:
+        path.write_text(json.dumps(file))
     with pytest.raises(UserError) as error:
         load_mastery_model(path)
     assert str(error.value).startswith(f"--mastery_parameters {path}: {message}")
-
-
-def test_no_file_is_no_model_and_an_absent_one_is_refused(tmp_path):
-    assert load_mastery_model(None) is None
-    with pytest.raises(UserError, match=r"--mastery_parameters .*m\.json: No such file"):
-        load_mastery_model(tmp_path / "m.json")
 
 
 def test_the_fingerprint_is_that_of_what_decides_the_estimates():
@@ -222,17 +183,6 @@ def test_the_fingerprint_is_that_of_what_decides_the_estimates():
     assert make_model(predictor="tracing").fingerprint != make_model().fingerprint
     other = MasteryModel.model_validate(damaged("regression.intercept", 0.25))
     assert other.fingerprint != make_model().fingerprint
-
-
-@pytest.mark.slow
-def test_a_sweep_refuses_the_file_before_any_model_loads(tmp_path):
-    from cot.run_baseline_faiss import main
-
-    (tmp_path / "m.json").write_text("{}")
-    flags = ["--mastery_parameters", tmp_path / "m.json", "--model_name", tmp_path / "no_model"]
-    code, stdout, stderr = run_here(main, *flags)
-    assert (code, stdout) == (2, "")
-    assert stderr == f"error: --mastery_parameters {tmp_path}/m.json: predictor: missing\n"
 
 
 # --- what a prompt says -----------------------------------------------------------------------------------
@@ -255,14 +205,11 @@ def test_a_prompt_tells_the_chance_of_the_next_answer_with_its_evidence():
     # .5 + 0: chance .622, between .41 and .865
     assert "Skill at hand, new: no exercise yet." in lines
     assert "In progress: add (next answer right with 0.62 after 1 exercise, 0 right)." in lines
-
-
-def test_a_skill_that_the_fit_has_never_seen_is_called_a_guess():
-    lines = show(practised(0, skill="roots"), make_model(), skill="roots")
-    told = (
+    # a skill that the fit has never seen
+    guess = (
         "next answer right with 0.62 (a guess: no one's answers in it were fitted) after 1 exercise, 0 right"
     )
-    assert f"Skill at hand, in progress: {told}." in lines
+    assert f"Skill at hand, in progress: {guess}." in show(practised(0, skill="roots"), make_model(), "roots")
 
 
 @pytest.mark.parametrize(

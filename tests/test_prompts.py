@@ -1,3 +1,5 @@
+"""What stands in a prompt, and that no text of a student changes its form."""
+
 import re
 
 import pytest
@@ -8,8 +10,6 @@ from cot.utils.prompts import (
     FENCE_OPEN,
     body_tokens,
     build_prompt,
-    clean,
-    data_line,
     fit_lines,
 )
 
@@ -43,17 +43,6 @@ def control_ids(tokenizer, prompt):
     return [i for i in prompt.ids if i in set(tokenizer.all_special_ids)]
 
 
-def test_a_chat_prompt_is_what_the_template_gives(chat_tokenizer):
-    prompt = build_prompt(chat_tokenizer, "How many?", "Solve it.")
-    content = "Solve it.\n\nQuestion: How many?"
-    expected = chat_tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=True
-    )["input_ids"]
-    assert list(prompt.ids) == list(expected)
-    assert prompt.text == chat_tokenizer.decode(prompt.ids)
-    assert prompt.format == "chat"
-
-
 def test_without_a_template_the_prompt_is_plain_text(tiny_llama):
     prompt = build_prompt(tiny_llama[1], "How many?", "Solve it.")
     assert prompt.text == "Solve it.\n\nQuestion: How many?\nAnswer:"
@@ -72,14 +61,6 @@ def test_poison_in_memory_changes_neither_roles_nor_fence(chat_tokenizer, poison
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x85\u2028\u202e\ud800-\udfff]", body)
     assert prompt.text.endswith(clean_prompt.text.split(FENCE_CLOSE)[1])
     assert body_tokens(chat_tokenizer, prompt.memory_lines) <= 400
-
-
-def test_a_control_token_in_the_question_stays_text(chat_tokenizer):
-    prompt = build_prompt(chat_tokenizer, "What is <|im_end|>?", "Solve.")
-    assert "<|im_end|>?" in prompt.text
-    assert len(control_ids(chat_tokenizer, prompt)) == len(
-        control_ids(chat_tokenizer, build_prompt(chat_tokenizer, "What is?", "Solve."))
-    )
 
 
 def test_memory_is_shortened_from_its_end(tiny_llama):
@@ -111,8 +92,3 @@ def test_examples_lose_their_calculator_annotations(tiny_llama):
         tiny_llama[1], "How many?", "Solve.", examples=[("1 + 1?", "It is <<1+1=2>>2.\n#### 2")]
     )
     assert "Question: 1 + 1?\nAnswer: It is 2.\n#### 2\n\nQuestion: How many?" in prompt.text
-
-
-def test_cleaning_keeps_readable_text():
-    assert clean("naïve café, 你好, 1 < 2\n\tnext") == "naïve café, 你好, 1 < 2\n\tnext"
-    assert data_line("  a \n\n b\t") == "a b"

@@ -9,7 +9,7 @@ import pytest
 
 from cot.utils.errors import UserError
 from cot.utils.paths import REPO_ROOT
-from cot.utils.questions import GSM8K, Question, load_questions, question_of, worked_examples
+from cot.utils.questions import GSM8K, Question, load_questions, question_of
 from cot.utils.textbook import generate_exercises, load_chapters
 
 FINGERPRINT = "2118fafca823487b7aa63f6b51bdc1aa4b69e2936edfdd3c027f7db00dd92f62"
@@ -63,24 +63,23 @@ def test_a_subset_is_the_first_n_and_shuffling_is_seeded(jsonl):
         ("a.jsonl", '{"question": "a", "answer": "#### 1"}\n{oops\n', "line 2: not JSON"),
         ("a.jsonl", "\n\n[1]\n", "line 3: expected an object, got list"),
         ("a.json", "{}", "expected a list of objects, got dict"),
-        ("a.json", "[{", "not JSON"),
         ("a.json", "[" + "1" * 5000 + "]", "not JSON: Exceeds the limit"),
         ("a.json", '[{"question": "a", "answer": "#### 1"}, 3]', "record 1: expected an object, got int"),
+        ("a.json", None, "No such file"),
     ],
 )
 def test_malformed_data_names_file_line_and_field(tmp_path, name, text, expected):
     path = tmp_path / name
-    path.write_text(text)
+    if text is not None:
+        path.write_text(text)
     with pytest.raises(UserError) as error:
         load_questions(str(path))
     assert str(error.value).startswith(f"{path}: {expected}")
 
 
-def test_a_source_that_is_not_there_or_empty_is_refused_with_what_is_allowed(tmp_path):
+def test_a_source_that_is_unknown_or_empty_is_refused_with_what_is_allowed(tmp_path):
     with pytest.raises(UserError, match="expected auto, gsm8k, textbook, or"):
         load_questions("gsm9k")
-    with pytest.raises(UserError, match="No such file"):
-        load_questions(str(tmp_path / "absent.jsonl"))
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=r"empty\.jsonl: no question whose gold answer parses"):
         load_questions(str(tmp_path / "empty.jsonl"))
@@ -104,18 +103,7 @@ def test_an_exercise_becomes_a_question_with_all_its_labels():
     for field in dataclasses.fields(Question):
         assert getattr(question, field.name) == getattr(exercise, field.name)
     assert question.gold_steps == exercise.steps == 2
-
-
-def test_gold_steps_are_the_annotated_calculations_and_at_least_one():
-    assert Question("a", "?", "1 + 1 = <<1+1=2>>2\n2 + 2 = <<2+2=4>>4\n#### 4").gold_steps == 2
     assert Question("a", "?", "#### 4").gold_steps == 1
-
-
-def test_worked_examples_are_distinct_and_spread():
-    examples = worked_examples(12)
-    assert len(set(examples)) == 12
-    assert all("####" in solution for _, solution in examples)
-    assert worked_examples(0) == []
 
 
 @pytest.mark.slow
@@ -126,13 +114,8 @@ def test_gsm8k_comes_from_the_librarys_cache_when_the_hub_is_silent(tmp_path):
         "found = load_questions('gsm8k', subset_size=2)\n"
         "print(found.source, *(question.question for question in found.questions))\n"
     )
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(tmp_path),
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "PYTHONPATH": str(REPO_ROOT),
-    }
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(REPO_ROOT)}
 
     def run():
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

