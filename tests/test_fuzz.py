@@ -11,23 +11,12 @@ from hypothesis import strategies as st
 from cot.utils.errors import UserError
 from cot.utils.journal import open_journal
 from cot.utils.mastery import consolidate
-from cot.utils.memory_arms import Moment, PromptShape, StudentMemory, make_prompt
 from cot.utils.paths import PROFILES_DIR
-from cot.utils.questions import load_questions
 from cot.utils.student_files import MemoryLog, load_profiles
 from cot.utils.students import LONE_SURROGATE, render_profile
-from cot.utils.templates import encode_data, read_format
+from cot.utils.templates import encode_data
 
-TOKENIZER, CHATTY = make_tokenizer(), make_tokenizer()
-LINES = [
-    {"question": "Ann has 3 apples and buys 4. How many?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
-    {"question": "What is 2 × 5, é?", "answer": "#### 10", "chapter": "multiplication", "skill": "times"},
-    {"question": "Half of 1,000?", "answer": "#### 500"},
-]
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|start|>' + message['role'] }}\n{{ message['content'] | trim }}"
-    "<|end|>{% endfor %}{% if add_generation_prompt and not x %}{{ '<|start|>assistant\n' }}{% endif %}"
-)
+TOKENIZER = make_tokenizer()
 PIECES = [b"null", b"1e999", b"NaN", b"[", b"}", b'"', b"\\ud800", b"\xff", b"\n", b"\0", b"9" * 5000, b"%}"]
 
 
@@ -37,20 +26,16 @@ def spoil(data: bytes, faults: list[tuple[str, float, float, bytes]]) -> bytes:
         start, end = sorted((int(one * len(data)), int(other * len(data))))
         lines = data.split(b"\n")
         line = int(one * (len(lines) - 1))
-        if kind == "flip" and start < len(data):
-            data = data[:start] + bytes([data[start] ^ (1 << int(other * 7))]) + data[start + 1 :]
-        if kind == "cut":
-            data = data[:start]
-        if kind == "drop":
-            data = data[:start] + data[end:]
-        if kind == "double":
-            data = data[:end] + data[start:]
-        if kind == "insert":
-            data = data[:start] + piece + data[start:]
-        if kind == "move":
-            data = b"\n".join([*lines[:line], *lines[line + 1 :], lines[line]])
-        if kind == "repeat":
-            data = b"\n".join([*lines[:line], lines[line], *lines[line:]])
+        flipped = bytes([data[start] ^ (1 << int(other * 7))]) if start < len(data) else b""
+        data = {
+            "flip": data[:start] + flipped + data[start + 1 :],
+            "cut": data[:start],
+            "drop": data[:start] + data[end:],
+            "double": data[:end] + data[start:],
+            "insert": data[:start] + piece + data[start:],
+            "move": b"\n".join([*lines[:line], *lines[line + 1 :], lines[line]]),
+            "repeat": b"\n".join([*lines[:line], lines[line], *lines[line:]]),
+        }[kind]
     return data
 
 
@@ -58,7 +43,7 @@ SHARE = st.floats(0, 1)
 KINDS = st.sampled_from(["flip", "cut", "drop", "double", "insert", "move", "repeat"])
 FAULTS = st.lists(st.tuples(KINDS, SHARE, SHARE, st.sampled_from(PIECES)), min_size=1, max_size=3)
 fuzz = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,  # the suite fails for what was changed, not by chance; more examples find more
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -136,31 +121,3 @@ def test_a_spoiled_journal_gives_batches_as_they_were_written_or_is_refused(tmp_
         assert all(batch in [*batches, found.header] for batch in found.batches)
     for path in tmp_path.iterdir():
         path.unlink()
-
-
-@fuzz
-@given(FAULTS, st.sampled_from([".jsonl", ".json"]))
-def test_a_spoiled_data_set_asks_what_it_says_or_is_refused(tmp_path, faults, suffix):
-    path = tmp_path / f"mine{suffix}"
-    as_lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in LINES)
-    whole = as_lines if suffix == ".jsonl" else json.dumps(LINES, indent=1)
-    found = read_spoiled(path, whole.encode(), faults, lambda: load_questions(str(path)))
-    for question in found.questions if found else ():
-        assert question.question.strip() and question.gold_solution.strip()
-        prompt = make_prompt(TOKENIZER, Moment(question), StudentMemory(arm=None), PromptShape("Solve."))
-        assert prompt.ids and question.question.strip() in prompt.text
-        json.dumps([question.question, question.gold_solution], ensure_ascii=False).encode()
-
-
-@fuzz
-@given(FAULTS)
-def test_a_spoiled_template_shows_the_question_or_is_refused(faults):
-    CHATTY.chat_template = spoil(TEMPLATE.encode(), faults).decode("utf-8", "replace")
-    try:
-        found = read_format(CHATTY, model_name="m")
-    except UserError as error:
-        assert "\n" not in str(error) and "--model_name m: its chat template" in str(error)
-        return
-    parts = found.write([("Solve.\n\n", False), ("What is 2 + 3?", True)])
-    assert "What is 2 + 3?" in "".join(text for text, _ in parts)
-    assert [text for text, is_data in parts if is_data] == ["What is 2 + 3?"] * len(found.changes)

@@ -1,4 +1,4 @@
-"""What worked for a student: counts, forgetting, order and words of the record."""
+"""What worked for a student: counts, forgetting, order and words of the record. Levels of support."""
 
 import pytest
 from conftest import past

@@ -8,6 +8,7 @@ import pytest
 from conftest import mastery_file, past
 
 from cot.utils.errors import UserError
+from cot.utils.manners import support_target
 from cot.utils.mastery import Estimate, mastery_by_skill
 from cot.utils.mastery_model import CODES, NUMBERS, AnswerTrace, MasteryModel, load_mastery_model
 from cot.utils.memory_arms import MemoryArms
