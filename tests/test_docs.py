@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import long_context, only, read_strictly, run_here
+from conftest import only, read_strictly, run_here
 
 from cot.utils.cli import COT_PROMPT
 from cot.utils.paths import REPO_ROOT
@@ -17,19 +17,20 @@ from cot.utils.textbook import load_chapters
 from rl.settings import PRESETS
 
 READMES = [REPO_ROOT / folder / "README.md" for folder in ("", "cot", "rl", "profiles", "data", "tests")]
-ROOM_OF = {  # the README that documents a script's flags
-    "cot/run_baseline_cot.py": "cot",
-    "cot/run_baseline_faiss.py": "cot",
-    "cot/run_study.py": "cot",
-    "cot/run_dialogues.py": "cot",
-    "rl/train_rl_memory.py": "rl",
-    "rl/run_experiment.py": "rl",
-    "rl/simulate_students.py": "rl",
-    "rl/import_students.py": "rl",
-    "rl/fit_mastery.py": "rl",
-    "rl/warm_start.py": "rl",
-    "evaluate_rl.py": "rl",
+HEADINGS = {  # of a script's flags in the README of its room
+    "cot/run_baseline_cot.py": "",
+    "cot/run_baseline_faiss.py": "",
+    "cot/run_study.py": "The study",
+    "cot/run_dialogues.py": "Tutoring dialogues",
+    "rl/train_rl_memory.py": "Training",
+    "rl/run_experiment.py": "The experiment",
+    "rl/simulate_students.py": "Simulated students",
+    "rl/import_students.py": "Real students",
+    "rl/fit_mastery.py": "Fitted mastery",
+    "rl/warm_start.py": "The small policy",
+    "evaluate_rl.py": "The evaluation",
 }
+ROOM_OF = {script: script.partition("/")[0] if "/" in script else "rl" for script in HEADINGS}
 BENCHMARKS = (
     *("tests/bench_engine.py", "tests/bench_prompts.py", "tests/bench_retrieval.py"),
     "tests/long_run.py",
@@ -56,22 +57,13 @@ def read(room: str) -> str:
 
 def section_of(script: str) -> str:
     """What a README says of a script: from its heading on, for the scripts that share one."""
-    headings = {
-        "rl/train_rl_memory.py": "## Training",
-        "rl/warm_start.py": "## The small policy",
-        "rl/run_experiment.py": "## The experiment",
-        "evaluate_rl.py": "## The evaluation",
-        "rl/simulate_students.py": "## Simulated students",
-        "rl/import_students.py": "## Real students",
-        "rl/fit_mastery.py": "## Fitted mastery",
-    }
-    text = read(ROOM_OF[script])
-    if ROOM_OF[script] == "cot":  # a study has the sweeps' flags, and a section of those with other defaults
-        studies = {"cot/run_study.py": "The study", "cot/run_dialogues.py": "Tutoring dialogues"}
-        titles = {part.split("\n")[0]: part for part in text.split("\n## ")}
-        own = titles.pop(studies[script]) if script in studies else ""
-        return "\n".join([*(part for title, part in titles.items() if title not in studies.values()), own])
-    return text[text.index(f"\n{headings[script]}") + 1 :].split("\n## ")[0]
+    titles = {part.split("\n")[0]: part for part in read(ROOM_OF[script]).split("\n## ")}
+    if ROOM_OF[script] == "rl":
+        return next(part for title, part in titles.items() if title.startswith(HEADINGS[script]))
+    # a study has the sweeps' flags, and a section of those with other defaults
+    studies = [HEADINGS[name] for name in ("cot/run_study.py", "cot/run_dialogues.py")]
+    own = titles.get(HEADINGS[script], "")
+    return "\n".join([*(part for title, part in titles.items() if title not in studies), own])
 
 
 def blocks(text: str, *kinds: str) -> list[str]:
@@ -132,28 +124,25 @@ def shown(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@pytest.mark.parametrize("script", ROOM_OF)
+@pytest.mark.parametrize("script", HEADINGS)
 def test_every_flag_has_a_row_with_its_default(script):
     rows = dict(re.findall(r"^\| `(--\w+)` \| (.*)$", section_of(script), flags=re.MULTILINE))
     by_preset = PRESETS["cpu"] if script == "rl/train_rl_memory.py" else {}
     for flag, action in flags_of(script).items():
         assert flag in rows
-        told_elsewhere = action.default in (None, COT_PROMPT, []) or isinstance(action.default, Path)
-        if not told_elsewhere and action.dest not in by_preset:
-            assert rows[flag].partition(" | ")[0].strip("`") == shown(action.default), flag
+        cells = rows[flag].split(" | ")
+        if action.dest in by_preset:
+            assert cells[:2] == [shown(preset[action.dest]) for preset in (PRESETS["cpu"], PRESETS["gpu"])], (
+                flag
+            )
+        elif not (action.default in (None, COT_PROMPT, []) or isinstance(action.default, Path)):
+            assert cells[0].strip("`") == shown(action.default), flag
 
 
-def test_a_readme_lists_no_flag_that_is_gone():
-    for room in ("cot", "rl"):
-        known = {flag for script, place in ROOM_OF.items() if place == room for flag in flags_of(script)}
-        listed = set(re.findall(r"^\| `(--\w+)` \|", read(room), flags=re.MULTILINE))
-        assert listed <= known
-
-
-def test_the_presets_are_documented_for_a_cpu_and_a_gpu():
-    rows = dict(re.findall(r"^\| `--(\w+)` \| (.*)$", section_of("rl/train_rl_memory.py"), re.MULTILINE))
-    for name, on_cpu in PRESETS["cpu"].items():
-        assert rows[name].split(" | ")[:2] == [shown(on_cpu), shown(PRESETS["gpu"][name])], name
+@pytest.mark.parametrize("room", ["cot", "rl"])
+def test_a_readme_lists_no_flag_that_is_gone(room):
+    known = {flag for script, place in ROOM_OF.items() if place == room for flag in flags_of(script)}
+    assert set(re.findall(r"^\| `(--\w+)` \|", read(room), flags=re.MULTILINE)) <= known
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
@@ -185,47 +174,6 @@ def test_every_relative_link_leads_to_a_file_and_its_heading(readme):
             assert anchor in slugs, link
 
 
-# --- the sweeps' files
-
-
-@pytest.fixture(scope="module")
-def sweep(tiny_folder, tmp_path_factory) -> Path:
-    """The results of a factorial run of a tiny random model, with a question that is too long."""
-    folder = tmp_path_factory.mktemp("sweep")
-    model = long_context(tiny_folder, folder / "tiny-llama")
-    flags = ["--model_name", model, "--device", "cpu", "--dataset", "textbook", "--subset_size", 2]
-    flags += ["--students", "S003", "S005", "--memory", "own", "none", "shuffled", "random"]
-    flags += ["--memory_tokens", 80, "--cot_prompt", "Solve.", "--max_new_tokens", 24, "--num_samples", 2]
-    flags += ["--temperatures", "0.0", "0.6", "--output_dir", folder / "out"]
-    module = importlib.import_module("cot.run_baseline_faiss")
-    code, _, stderr = run_here(module.main, *flags)
-    assert code == 0, stderr
-    return folder / "out" / "tiny"
-
-
-@pytest.mark.slow
-def test_every_key_of_a_sweeps_files_is_documented(sweep):
-    for pattern in ("results_temp_0.6_*.json", "summary_*.json"):
-        assert undocumented(read_strictly(only(sweep, pattern)), read("cot")) == []
-
-
-@needs_jq
-@pytest.mark.slow
-def test_the_jq_lines_of_the_sweeps_run(sweep):
-    five, factorial = blocks(read("cot"), "jq")
-    outputs = run_lines(five.strip().split("\n"), sweep)
-    assert len(outputs) == 5
-    assert list(json.loads(outputs[-1])) == ["own", "none", "shuffled", "random"]
-    table, comparisons = run_lines(factorial.strip().split("\n"), sweep)
-    assert [line.split("\t")[:2] for line in table.splitlines()] == [
-        ["own", "8"],
-        ["none", "8"],
-        ["shuffled", "8"],
-        ["random", "8"],
-    ]
-    assert len(comparisons.splitlines()) == 5
-
-
 # --- the files of training, the experiment and the evaluation
 
 
@@ -254,7 +202,7 @@ def evaluation(experiment) -> Path:
 
 
 @pytest.mark.slow
-def test_every_key_of_a_training_run_is_documented(experiment):
+def test_every_key_and_file_of_a_training_run_is_documented(experiment):
     run = experiment / "ipo_0"
     found = read_strictly(run / "run.json")
     assert found.pop("environment") and found["config"].pop("model")  # as in a sweep's files
@@ -263,31 +211,26 @@ def test_every_key_of_a_training_run_is_documented(experiment):
     found = [found, *map(json.loads, lines), read_strictly(run / "eval_base.json")]
     assert undocumented(found, section_of("rl/train_rl_memory.py")) == []
 
-
-@pytest.mark.slow
-def test_every_file_of_a_training_run_is_documented(experiment):
-    found = {re.sub(r"-\d+$", "-<N>", path.name) for path in (experiment / "ipo_0").iterdir()}
+    files = {re.sub(r"-\d+$", "-<N>", path.name) for path in run.iterdir()}
     text = section_of("rl/train_rl_memory.py") + section_of("rl/run_experiment.py")
-    assert not [name for name in found if f"`{name}" not in text]
+    assert not [name for name in files if f"`{name}" not in text]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "pattern", ["results_temp_0.0_*.json", "summary_*.json", "closed_loop/summary_*.json"]
-)
-def test_every_key_of_an_experiment_is_documented(experiment, pattern):
-    (path,) = experiment.glob(pattern)
+def test_every_key_of_an_experiment_is_documented(experiment):
     sections = section_of("rl/run_experiment.py"), section_of("evaluate_rl.py"), read("cot")
-    assert undocumented(read_strictly(path), *sections) == []
+    for pattern in ("results_temp_0.0_*.json", "summary_*.json", "closed_loop/summary_*.json"):
+        (path,) = experiment.glob(pattern)
+        assert undocumented(read_strictly(path), *sections) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pattern", ["results_temp_*.json", "summary_*.json"])
-def test_every_key_of_an_evaluation_is_documented(evaluation, pattern):
-    found = read_strictly(only(evaluation, pattern))
-    for policy in found["config"]["policies"]:
-        policy.pop("reward_weights")  # its keys are the reward's parts
-    assert undocumented(found, section_of("evaluate_rl.py"), read("cot")) == []
+def test_every_key_of_an_evaluation_is_documented(evaluation):
+    for pattern in ("results_temp_*.json", "summary_*.json"):
+        found = read_strictly(only(evaluation, pattern))
+        for policy in found["config"]["policies"]:
+            policy.pop("reward_weights")  # its keys are the reward's parts
+        assert undocumented(found, section_of("evaluate_rl.py"), read("cot")) == []
 
 
 @pytest.mark.slow

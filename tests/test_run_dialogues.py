@@ -1,7 +1,7 @@
 """The study on MathDial: a whole small run with its files, and what it refuses."""
 
 import pytest
-from conftest import long_context, only, read_strictly, run_here
+from conftest import only, read_strictly, run_here
 from test_docs import read, undocumented
 from test_mathdial import DIALOGUE, write
 
@@ -10,10 +10,10 @@ from cot.utils.files import read_answers
 
 
 @pytest.mark.slow
-def test_dialogues_are_asked_measured_and_exported(tiny_folder, tmp_path):
+def test_dialogues_are_asked_measured_and_exported(tiny_long, tmp_path):
     other = DIALOGUE | {"qid": 5000007, "question": "Tom has 2 pens and buys 2. How many now?"}
     dataset = write(tmp_path / "test.jsonl", DIALOGUE, other, DIALOGUE)
-    flags = ["--model_name", long_context(tiny_folder, tmp_path / "tiny-llama"), "--device", "cpu"]
+    flags = ["--model_name", tiny_long, "--device", "cpu"]
     flags += ["--dataset", dataset, "--cot_prompt", "Solve.", "--max_new_tokens", 4]
     flags += ["--output_dir", tmp_path / "out"]
     folder = tmp_path / "out"
@@ -42,10 +42,7 @@ def test_dialogues_are_asked_measured_and_exported(tiny_folder, tmp_path):
         assert undocumented(found, read("cot")) == []
 
 
-@pytest.mark.parametrize("dataset", ["auto", "gsm8k", "test.jsonl"])
-def test_another_data_set_is_refused(dataset):
-    code, _, stderr = run_here(main, "--dataset", dataset, "--model_name", "tutor")
-    assert (code, stderr) == (
-        2,
-        f"error: --dataset {dataset}: expected mathdial:FILE, such as mathdial:test.jsonl\n",
-    )
+def test_another_data_set_is_refused():
+    code, _, stderr = run_here(main, "--dataset", "gsm8k", "--model_name", "tutor")
+    assert code == 2
+    assert stderr == "error: --dataset gsm8k: expected mathdial:FILE, such as mathdial:test.jsonl\n"

@@ -3,7 +3,7 @@
 import importlib
 
 import pytest
-from conftest import long_context, only, read_strictly, run_here
+from conftest import only, read_strictly, run_here
 from test_docs import read, undocumented
 
 from cot.run_study import main
@@ -21,11 +21,10 @@ def students(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def study(students, tiny_folder, tmp_path_factory):
+def study(students, tiny_long, tmp_path_factory):
     """A study of a tiny random model: two questions for two of three students, at two levels."""
     folder = tmp_path_factory.mktemp("study")
-    model = long_context(tiny_folder, folder / "tiny-llama")
-    flags = ["--model_name", model, "--device", "cpu", "--dataset", "textbook", "--subset_size", 2]
+    flags = ["--model_name", tiny_long, "--device", "cpu", "--dataset", "textbook", "--subset_size", 2]
     flags += ["--profiles_dir", students, "--memory_tokens", 60, "--cot_prompt", "Solve."]
     flags += ["--max_new_tokens", 4, "--output_dir", folder / "out"]
     (folder / "out" / "study.md").mkdir(parents=True)  # no file can be written there: all else is made
@@ -59,22 +58,18 @@ def test_a_study_writes_its_answers_its_tables_and_its_figure(study):
 
 
 @pytest.mark.slow
-def test_the_raw_answers_give_the_same_tables(study):
-    summary = read_strictly(only(study, "summary_*.json"))["summary"]
-    again = recount(read_answers(study / "answers.jsonl.gz"))
+def test_the_raw_answers_give_the_same_tables_and_every_key_is_documented(study):
+    answers = read_answers(study / "answers.jsonl.gz")
+    summary, again = read_strictly(only(study, "summary_*.json"))["summary"], recount(answers)
     assert again["verdicts"] == summary["verdicts"]
     keys = ("condition", "memory_level", "temperature")
     tables = [{tuple(row[key] for key in keys): row for row in found["table"]} for found in (again, summary)]
     assert tables[0] == tables[1]
 
-
-@pytest.mark.slow
-def test_every_key_of_a_studys_files_is_documented(study):
     for pattern in ("results_temp_0.7_*.json", "summary_*.json"):
         found = read_strictly(only(study, pattern))
         found["config"]["models"] = list(found["config"]["models"].values())  # its keys are names of models
-        assert undocumented(found, read("cot")) == []
-    assert undocumented(read_answers(study / "answers.jsonl.gz"), read("cot")) == []
+        assert undocumented([found, answers], read("cot")) == []
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_field_that_does_not_fit_is_refused(tmp_path, field, values):
             with pytest.raises(UserError, match="student id"):
                 MemoryLog(tmp_path).read(value)
         if field == "time":
-            with pytest.raises(argparse.ArgumentTypeError, match="; or end$"):
+            with pytest.raises(argparse.ArgumentTypeError, match=r"; or end$"):
                 check_as_of(value)
 
 

@@ -67,26 +67,13 @@ def test_every_condition_is_asked_at_its_temperatures_and_no_row_twice(rows):
     assert len({row.key for row in rows}) == len(rows) == 8 * 8 + 2 * 5 + 7 * 4
 
 
-def test_a_study_of_greedy_answers_asks_for_no_second_answer():
-    assert {row.memory.arm.partition("@")[0] for row in build(temperatures=(0.0,))} == {
-        *("none", "instructed", "own", "shuffled", "random"),
-        *(f"after_{count}" for count in EVIDENCE),
-    }
-
-
-def test_a_bad_memory_has_random_numbers_that_no_arm_has():
-    samples = {row.memory.arm: set() for row in build(num_samples=3)}
-    for row in build(num_samples=3):
-        samples[row.memory.arm].add(row.sample)
-    assert samples["own@history"] == samples["none"] == {0, 1, 2}
-    assert samples["resample"] == samples["wrong@history"] == {3}
-
-
-def test_only_the_level_stated_tells_the_wishes(rows):
-    stated, history = (" ".join(shown(rows, f"own@{level}").lines) for level in ("stated", "history"))
-    assert "Explanation style:" in stated and "What worked best:" not in stated
-    assert "Explanation style:" not in history and "What worked best:" in history
-    assert shown(rows, "none").lines == () and shown(rows, "instructed").request.startswith("Explanation")
+def test_a_study_of_greedy_answers_asks_for_no_second_answer_and_bad_memories_share_no_noise_with_an_arm():
+    greedy = {row.memory.arm.partition("@")[0] for row in build(temperatures=(0.0,))}
+    evidence = {f"after_{count}" for count in EVIDENCE}
+    assert greedy == {"none", "instructed", "own", "shuffled", "random"} | evidence
+    samples = {(row.memory.arm, row.sample) for row in build(num_samples=3)}
+    for arm, numbers in {"own@history": {0, 1, 2}, "resample": {3}, "wrong@history": {3}}.items():
+        assert {sample for name, sample in samples if name == arm} == numbers
 
 
 def test_the_evidence_grows_with_the_interactions(rows):

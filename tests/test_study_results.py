@@ -22,21 +22,32 @@ TRUTHS = {
 TEMPERATURES = [0.0, 0.7]
 
 
-def answers(condition, write, is_right, questions, temperature=0.0, sample=0, shared=False):
-    """A question each for both students; `write` is whose text a student gets."""
+OWN, OTHER, FIRST = (
+    {"S1": first, "S2": second} for first, second in (("S1", "S2"), ("S2", "S1"), ("S1", "S1"))
+)
+
+
+def answers(condition, texts, right=(0,), questions=24, temperature=0.0, sample=0, shared=False):
+    """A question each for both students.
+
+    Args:
+        texts: whose text a student gets.
+        right: what numbers of questions leave when divided by two, of those that are right.
+    """
     return [
         planted_record(
             f"q{number}",
             student,
             condition,
-            right := is_right(number),
+            number % 2 in right,
             index=number,
             chapter=None,
             temperature=temperature,
             sample=sample,
             prompt=f"q{number}" if shared else f"q{number} {student} {condition}",
-            generated_text=WRITTEN[write(student)].format(6 if right else 7),
-            fidelity=float(write(student) == student),
+            generated_text=WRITTEN[texts[student]].format(6 if number % 2 in right else 7),
+            truncated=number % 2 not in right,
+            fidelity=float(texts[student] == student),
             retrieved_profile="4th grade",
             unparsed_reason=None,
         )
@@ -45,40 +56,17 @@ def answers(condition, write, is_right, questions, temperature=0.0, sample=0, sh
     ]
 
 
-def own(student):
-    return student
-
-
-def other(student):
-    return {"S1": "S2", "S2": "S1"}[student]
-
-
-def the_first(student):
-    return "S1"
-
-
-def even(number):
-    return number % 2 == 0
-
-
-def always(number):
-    return True
-
-
-def never(number):
-    return False
-
-
 def plant(questions=24):
     """A follower: fits its student, right with its memory, spoiled by a wrong one alone."""
-    found = answers("none", the_first, even, questions, shared=True)
-    found += answers("instructed", own, even, questions) + answers("own@stated", own, always, questions)
-    found += answers("shuffled@stated", other, even, questions)
-    found += answers("random@stated", the_first, even, questions)
-    found += answers("none", the_first, even, questions, 0.7, shared=True)
-    for condition, is_right in (("irrelevant", even), ("stale", even), ("wrong", never)):
-        found += answers(f"{condition}@stated", the_first, is_right, questions, 0.7, sample=1)
-    found += answers("resample", the_first, even, questions, 0.7, sample=1, shared=True)
+    found = answers("none", FIRST, questions=questions, shared=True)
+    found += answers("instructed", OWN, questions=questions)
+    found += answers("own@stated", OWN, (0, 1), questions)
+    found += answers("shuffled@stated", OTHER, questions=questions)
+    found += answers("random@stated", FIRST, questions=questions)
+    found += answers("none", FIRST, (0,), questions, 0.7, shared=True)
+    for condition, right in (("irrelevant", (0,)), ("stale", (0,)), ("wrong", ())):
+        found += answers(f"{condition}@stated", FIRST, right, questions, 0.7, sample=1)
+    found += answers("resample", FIRST, (0,), questions, 0.7, sample=1, shared=True)
     add_measures(found, TRUTHS)
     return found
 
@@ -92,6 +80,18 @@ def row_of(summary, condition, temperature=0.0):
 
 def verdicts_of(summary):
     return {(v["hypothesis"], v["measure"], v["claim"].split(" turns")[0]): v for v in summary["verdicts"]}
+
+
+@pytest.mark.parametrize(
+    ("records", "verdicts"),
+    [
+        (plant(questions=9), {"undecided"}),  # nothing is decided from nine questions
+        ([record for record in plant() if record["temperature"] == 0], set("abcdef")),
+    ],
+)
+def test_a_claim_needs_questions_and_the_conditions_that_it_is_about(records, verdicts):
+    key = "verdict" if "undecided" in verdicts else "hypothesis"
+    assert {verdict[key] for verdict in summarize(records, TEMPERATURES)["verdicts"]} == verdicts
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +117,10 @@ def test_each_measure_of_a_condition(summary):
     assert (row["repair"]["n"], row["repair"]["mean"]) == (24, 1.0)
     assert row_of(summary, "wrong", 0.7)["breakage"]["mean"] == 1.0
     assert row_of(summary, "resample", 0.7)["breakage"] == {"n": 12, "mean": 0.0, "low": 0.0, "high": 0.0}
-
-
-def test_accuracy_is_also_given_among_the_texts_that_were_not_cut_off():
-    records = answers("own@stated", own, even, 24)
-    for record in records:
-        record["truncated"] = not record["correct"]
-    add_measures(records, TRUTHS)
-    (row,) = summarize(records, TEMPERATURES)["table"]
+    # what is wrong was cut off: among the finished texts all are right
+    row = row_of(summary, "shuffled")
     assert row["accuracy"]["mean"] == row["cut_off"]["mean"] == 0.5
-    assert row["accuracy_finished"]["mean"] == 1.0 and row["accuracy_finished"]["n"] == 24
+    assert (row["accuracy_finished"]["mean"], row["accuracy_finished"]["n"]) == (1.0, 24)
 
 
 def test_the_verdicts_of_a_model_that_follows_its_memory_and_believes_a_wrong_one(summary):
@@ -145,15 +139,6 @@ def test_the_verdicts_of_a_model_that_follows_its_memory_and_believes_a_wrong_on
     assert by_name["a"]["effect"]["mean"] == by_name["b"]["effect"]["mean"] == 0.5
     assert by_name["a"]["effect"]["clusters"] == 24 and by_name["a"]["effect"]["n"] == 48
     assert by_name["d"]["effect"]["mean"] == 1.0 and by_name["f"]["effect"]["mean"] == 0.5  # 1 - 1/2
-
-
-def test_nothing_is_decided_from_nine_questions():
-    assert {v["verdict"] for v in summarize(plant(questions=9), TEMPERATURES)["verdicts"]} == {"undecided"}
-
-
-def test_a_claim_about_conditions_that_were_not_asked_is_left_out():
-    records = [record for record in plant() if record["temperature"] == 0]
-    assert {v["hypothesis"] for v in summarize(records, TEMPERATURES)["verdicts"]} == set("abcdef")
 
 
 def test_the_tables_are_counted_again_from_the_texts_of_the_raw_answers(tmp_path, summary):
