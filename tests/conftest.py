@@ -165,6 +165,11 @@ def read_strictly(path: Path):
     )
 
 
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def only(folder: Path, pattern: str) -> Path:
     """The one file below a folder with that name."""
     (path,) = folder.rglob(pattern)
@@ -272,6 +277,18 @@ def make_completion(text: str, logprobs=(-0.1,), error: dict | None = None):
     return Completion(text, tuple(range(len(logprobs))), tuple(logprobs), False, error)
 
 
+def make_run(folder: Path, base: Path, model: Path, **changes) -> Path:
+    """A training run's folder as `rl/train_rl_memory.py` leaves it; keys of its `run.json` can be changed."""
+    folder.mkdir(parents=True)
+    config = {"model": {"name": str(base)}, "memory": "own", "weights": {"correct": 1.0}, "seed": 3}
+    run = {"status": "success", "started": "20260101_000000", "environment": {}} | changes
+    (folder / "run.json").write_text(json.dumps(run | {"config": config | changes.get("config", {})}))
+    lines = [{"step": step, "reward": step / 10, "eval/accuracy": step / 20} for step in (1, 5, 9)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.copytree(model, folder / "model")
+    return folder
+
+
 def planted_record(
     question: str, student: str | None = None, arm: str | None = None, correct=True, **changes
 ):
@@ -368,6 +385,13 @@ def plant_policy(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+CHATML = (  # a template whose turns end in `<|im_end|>`, whatever the tokenizer calls its end
+    "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+IM = ["<|im_start|>", "<|im_end|>"]
 
 
 def write_gguf(path: Path, add_bos: bool | None = None, bos: bool = True, **changes) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from cot.utils.manners import support_target
 from cot.utils.mastery import BKTParameters, update_mastery
-from cot.utils.students import Interaction, Manner, Profile
+from cot.utils.students import Interaction, Manner
 from cot.utils.textbook import load_chapters
 from rl.bayes_choice import likely_needs, log_likelihood
 from rl.student_model import Needs, generate_student, needs_of, odds_after
@@ -55,20 +55,11 @@ def test_the_likelihood_is_the_sum_over_what_the_student_may_have_known(needs):
     assert log_likelihood(needs, HISTORY, {"addition": PARAMETERS}) == pytest.approx(math.log(total))
 
 
-def test_what_was_followed_by_right_answers_is_chosen():
-    profile = Profile(student_id="S1", grade_level="3rd grade", strengths=[], challenges=[])
-    history = [
-        happened(number, style == "guiding_questions", style, hint=False)
-        for number, style in enumerate(["guiding_questions", "numbered_steps", "check_at_end"] * 3)
-    ]
-    assert likely_needs(profile, history, COURSE).style == "guiding_questions"
-
-
 def test_the_more_has_happened_the_more_often_it_is_right():
-    students = [generate_student(number, COURSE, 5) for number in range(40)]
+    students = [generate_student(number, COURSE, 5) for number in range(30)]
     found = []
     for count in (2, 20, 60):
         chosen = [likely_needs(student.profile, student.history[:count], COURSE) for student in students]
         truths = [needs_of(student.truth) for student in students]
-        found.append(sum(a.style == b.style for a, b in zip(chosen, truths, strict=True)) / 40)
+        found.append(sum(a.style == b.style for a, b in zip(chosen, truths, strict=True)) / 30)
     assert found[0] < found[1] < found[2] and found[2] > 0.75

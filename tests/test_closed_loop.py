@@ -36,10 +36,6 @@ def test_the_manner_that_an_explanation_was_written_in_is_found_in_it():
         assert found == Manner(style=written.style, hint=written.hint, support=written.support), written
 
 
-def test_of_a_text_in_no_manner_none_is_made_up():
-    assert read_manner("It is 37.", gold_steps=1) == Manner(style=None, hint=False, support=None)
-
-
 def test_students_learn_most_from_a_tutor_who_knows_what_they_need(truths):
     walks = {tutor: walk(tutor, truths) for tutor in ("random", "oracle")}
     summary = summarize_walks(walks, against="random")
@@ -95,28 +91,27 @@ def test_nothing_of_a_wrong_explanation_reaches_a_student(truths):
 @pytest.mark.slow
 def test_a_walk_with_a_policy_fills_its_memory_and_continues_where_it_was_stopped(tiny_tutor, tmp_path):
     students = tmp_path / "students"
-    code, _, stderr = run_here(simulate_students.main, "--generate", 3, "--profiles_dir", students)
-    assert code == 0, stderr
+    assert run_here(simulate_students.main, "--generate", 3, "--profiles_dir", students)[0] == 0
     flags = ["--closed_loop", "--base", tiny_tutor, "--trained", f"again={tiny_tutor}", "--device", "cpu"]
     flags += ["--profiles_dir", students, "--memory_level", "history", "--chapters", "addition"]
-    flags += ["--exercises_per_chapter", 3, "--practice", 0, "--max_new_tokens", 12, "--output_dir"]
+    flags += ["--exercises_per_chapter", 2, "--practice", 0, "--max_new_tokens", 12, "--output_dir"]
 
     code, _, stderr = run_here(evaluate_rl.main, *flags, tmp_path / "whole")
     assert code == 0, stderr
     summary = read_strictly(only(tmp_path / "whole", "summary_*.json"))["summary"]
     assert list(summary["tutors"]) == ["random", "oracle", "base", "again"]
     assert summary["tutors"]["base"] == summary["tutors"]["again"]  # one model under two names
-    assert summary["rows_done"] == 2 * 3 * 3
+    assert summary["rows_done"] == 2 * 3 * 2
     records = read_strictly(only(tmp_path / "whole", "results_*.json"))["results"]
     first, last = records[0]["prompt"], records[-1]["prompt"]
-    assert "after" not in first and ("after 1 exercise" in last or "after 2 exercises" in last)
+    assert "after" not in first and "after 1 exercise" in last
 
     # a journal that ends in the middle is what a kill leaves
     journal = only(tmp_path / "whole", "journal_*.jsonl")
     broken = tmp_path / "broken" / "evaluation"
     broken.mkdir(parents=True)
     lines = journal.read_text().splitlines(keepends=True)
-    (broken / journal.name).write_text("".join(lines[:4]))
+    (broken / journal.name).write_text("".join(lines[:2]))
     code, _, stderr = run_here(evaluate_rl.main, *flags, tmp_path / "broken")
     assert code == 0, stderr
     assert (

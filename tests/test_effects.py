@@ -11,7 +11,6 @@ from rl.effects import (
     add_measures,
     judge_walks,
     pool_differences,
-    quote_student,
     render_experiment,
     subtract,
     summarize,
@@ -177,33 +176,17 @@ def test_seeds_that_differ_widen_the_interval_and_fewer_than_five_decide_nothing
     assert {v["verdict"] for v in claimed(experiment(follower, seeds=range(4)))} == {"undecided"}
 
 
-def test_specificity_reads_the_texts_for_the_other_students_on_the_question():
-    """S0000 needs short sentences and no hint; the other one's text has its hint, and no short sentences."""
-    texts = {
-        "S0000": "First we add.\nAdding gives 3+4=7.\n#### 7",
-        "U0001": f"Hint: think of adding.\n{TEXT}",
-    }
-    records = answers("base", "own")
-    for record in records:
-        record["generated_text"] = texts[record["student_id"]]
-    add_measures(records, TRAINED, HELD_OUT)
-    # to S0000 the two texts' fits are 1 and 0, to U0001 0 and 1/2
-    assert {(r["student_id"], r["specificity"]) for r in records} == {("S0000", 1.0), ("U0001", 0.5)}
-
-
 def test_a_difference_pairs_cells_and_else_takes_the_mean_on_the_question():
     one = {(0, "q", "S1"): 1.0, (0, "q", "S2"): 0.0}
     paired = {(0, "q", "S1"): 0.0, (0, "q", "S2"): 1.0}
     assert subtract(one, paired) == {(0, "q", "S1"): 1.0, (0, "q", "S2"): -1.0}
     others = {(0, "q", "S3"): 0.0, (0, "q", "S4"): 1.0}  # 1/2 on average, of which 80 % count
     assert subtract(one, others, share=0.8) == {(0, "q", "S1"): 0.6, (0, "q", "S2"): -0.4}
-
-
-def test_the_base_stands_beside_every_seed():
-    one = {(seed, "q", "S1"): float(seed) for seed in range(3)}
-    differences = subtract(one, {(NO_SEED, "q", "S1"): 1.0})
-    assert differences == {(0, "q", "S1"): -1.0, (1, "q", "S1"): 0.0, (2, "q", "S1"): 1.0}
-    assert subtract(one, {(NO_SEED, "other", "S1"): 1.0}) == {}
+    # the base stands beside every seed
+    seeds = {(seed, "q", "S1"): float(seed) for seed in range(3)}
+    differences = {(0, "q", "S1"): -1.0, (1, "q", "S1"): 0.0, (2, "q", "S1"): 1.0}
+    assert subtract(seeds, {(NO_SEED, "q", "S1"): 1.0}) == differences
+    assert subtract(seeds, {(NO_SEED, "other", "S1"): 1.0}) == {}
 
 
 @pytest.mark.parametrize("hypothesis", "bcdefg")
@@ -225,14 +208,8 @@ def test_a_planted_follower_is_believed_and_an_ignorer_is_not(hypothesis, follow
 
 
 def walked(student, gain):
-    return {
-        "student_id": student,
-        "learning_gain": gain,
-        "fit": 0.5,
-        "support_fit": 0.5,
-        "sound": 1,
-        "right": 1,
-    }
+    fixed = dict.fromkeys(("fit", "support_fit", "sound", "right"), 0.5)
+    return {"student_id": student, "learning_gain": gain} | fixed
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.3, "yes"), (0.1, "no")])
@@ -253,14 +230,12 @@ def test_a_tutor_with_whom_students_learn_more_is_believed(gain, verdict):
 
 def test_only_arms_that_are_there_are_asked_about():
     assert list_hypotheses(["base", "no_memory"]) == []
-    claims = [asked.claim for asked in list_hypotheses(["base", "ipo"])]
-    assert not any("shuffled_memory" in claim or "no_memory" in claim for claim in claims)
     bounds = {
         asked.claim: asked.above for asked in list_hypotheses(["ipo", "shuffled_memory", "random_reward"])
     }
     assert bounds["IPO's fidelity is 25 points above that of shuffled_memory"] == 0.25
     assert bounds["IPO's fidelity is above that of random_reward"] == 0.0
-    assert any("supervised" in asked.claim for asked in list_hypotheses(["base", "ipo", "supervised"]))
+    assert not any("no_memory" in claim or "supervised" in claim for claim in bounds)
 
 
 def test_the_report_has_its_tables_and_all_verdicts(follows):
@@ -272,22 +247,6 @@ def test_the_report_has_its_tables_and_all_verdicts(follows):
     # all of ten templates are right: Wilson's interval of ten, with t of nine degrees
     assert "| ipo | 300 | 1.000 [0.661, 1.000] | 0.900 [0.900, 0.900]" in text
     assert "| b | IPO's fidelity is above that of base | +0.550 [+0.550, +0.550] | 0.00 | yes |" in text
-
-
-def test_the_quoted_student_is_the_first_of_an_unseen_pair_before_and_after_ten_interactions():
-    texts = {"after_0": "It is 7.", "after_10": "1. 3 + 4 = 7"}
-    records = [
-        record | {"question": record["question_id"], "prompt": f"Do it.\n| seen {condition}\nQuestion"}
-        for seed in SEEDS
-        for condition, text in texts.items()
-        for record in answers(f"ipo_{seed}", condition, generated_text=text)
-    ]
-    add_measures(records, TRAINED, HELD_OUT)
-    quoted = "\n".join(quote_student(records, TRUTHS))
-    assert quoted.startswith("Student U0001 needs: numbered steps") and "The policy: ipo_0" in quoted
-    assert "After 0 interactions:\n\n```\n| seen after_0\n\nIt is 7.\n```" in quoted
-    assert "After 10 interactions:\n\n```\n| seen after_10\n\n1. 3 + 4 = 7\n```" in quoted
-    assert quote_student([r for r in records if r["memory_arm"] == "after_0"], TRUTHS) == []
 
 
 def test_a_policy_that_serves_the_pairs_of_its_training_alone_is_found_out():

@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-import json
+import math
 import os
 import re
-import shutil
 import signal
 import threading
 import time
@@ -16,10 +15,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import FIRST_KEYS, long_context, make_completion, make_tokenizer, only, read_strictly, run_here
+from conftest import (
+    FIRST_KEYS,
+    make_completion,
+    make_run,
+    make_tokenizer,
+    only,
+    plant_policy,
+    read_strictly,
+    run_here,
+)
 
 import evaluate_rl
-from cot.utils.errors import UserError
 from cot.utils.manners import support_target
 from cot.utils.mastery import mastery_by_skill
 from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt
@@ -27,14 +34,13 @@ from cot.utils.paths import PROFILES_DIR
 from cot.utils.records import make_record
 from cot.utils.student_files import load_profiles
 from cot.utils.textbook import load_chapters
-from rl import runs
 from rl.cohorts import remember
 from rl.explanations import Manner, calculations, explain
 from rl.moments import walk_textbook
 
 PROFILES = load_profiles(PROFILES_DIR)
 CHAPTERS = load_chapters()[:5]  # of two test templates each
-MOMENTS = 117  # three exercises in each; S001, in second grade, has not come to the fifth chapter
+MOMENTS = 78  # two exercises in each; S001, in second grade, has not come to the fifth chapter
 
 
 # --- planted policies, through the script's own summary -------------------------------------------------
@@ -54,7 +60,7 @@ class BagOfWords:
 @pytest.fixture(scope="module")
 def shown():
     """Every moment of a walk in every arm, with its prompt: (arms, rows of sample 0, prompts)."""
-    moments, histories = walk_textbook(PROFILES, CHAPTERS, exercises_per_chapter=3, practice=2, seed=0)
+    moments, histories = walk_textbook(PROFILES, CHAPTERS, exercises_per_chapter=2, practice=2, seed=0)
     arms = MemoryArms(PROFILES, histories, embedder=None, seed=0)
     args = Namespace(memory=list(evaluate_rl.ARMS), temperatures=[0.7], num_samples=1)
     rows = evaluate_rl.build_rows(args, [SimpleNamespace(name="base")], moments, arms)
@@ -145,7 +151,7 @@ def test_a_planted_follower_scores_full(records_of):
     assert tables["own"]["profile_identification"]["top1"] > 0.5
     for arm in ("none", "shuffled", "random"):
         test = summary["adaptivity"]["base"][arm]
-        assert test["p"] == pytest.approx(1 / 2001) and test["n"] == MOMENTS and test["statistic"] > 0
+        assert test["p"] < 0.005 and test["n"] == MOMENTS and test["statistic"] > 0
         assert test["same_prompt_share"] == 0.0
     # the same student's style at another moment: a text that follows it does not change
     assert summary["adaptivity"]["base"]["time_shuffled"]["p"] == 1.0
@@ -175,7 +181,7 @@ def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown, records_of)
     records = records_of("base", ignorer) + records_of("ipo", fading)
     summary = summary_of(records, {"ipo": "own"})
     progress = summary["policies"]["ipo"]["own"]["progress"]
-    assert progress["n"] == 8 and progress["high"] < -0.6
+    assert progress["n"] == 8 and progress["high"] < -0.4
     assert progress["versus_time_shuffled"]["high"] < 0
     assert verdicts_of(summary)[adapts, "ipo"] == "yes"
     constant = records_of("base", ignorer) + records_of("ipo", follower)
@@ -183,91 +189,65 @@ def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown, records_of)
 
 
 @pytest.mark.slow
-def test_training_that_teaches_to_follow_is_answered_yes(records_of):
-    records = records_of("base", ignorer) + records_of("ipo", follower)
-    found = verdicts_of(summary_of(records, {"ipo": "own"}))
-    assert found["Does memory help at inference?", "base"] == "no"
-    assert found["Does memory help at inference?", "ipo"] == "yes"
-    assert found["Does training help?", "ipo"] == "yes"
-    assert found["Does training with memory help more?", "ipo"] == "undecided"  # there is no control
-
-    control = records_of("no_memory", ignorer)
-    more = "Does training with memory help more?", "ipo"
-    assert verdicts_of(summary_of(records + control, {"ipo": "own", "no_memory": "none"}))[more] == "yes"
-    # named the other way round the comparison is mirrored, the answer is not
-    turned = records_of("base", ignorer) + control + records_of("ipo", follower)
-    assert verdicts_of(summary_of(turned, {"no_memory": "none", "ipo": "own"}))[more] == "yes"
-
-
-@pytest.mark.slow
-def test_training_that_costs_accuracy_is_no_yes(records_of):
+def test_training_that_teaches_to_follow_is_answered_yes_unless_it_costs_accuracy(records_of):
     def wrong(row, prompt):
         return follower(row, prompt) + "\n#### 123456"
 
-    records = records_of("base", ignorer) + records_of("ipo", wrong)
-    found = verdicts_of(summary_of(records, {"ipo": "own"}))
-    assert found["Does training help?", "ipo"] != "yes"
+    base, ipo = records_of("base", ignorer), records_of("ipo", follower)
+    found = verdicts_of(summary_of(base + ipo, {"ipo": "own"}))
+    helps, trains = "Does memory help at inference?", "Does training help?"
+    more = "Does training with memory help more?", "ipo"
+    assert (found[helps, "base"], found[helps, "ipo"], found[trains, "ipo"]) == ("no", "yes", "yes")
+    assert found[more] == "undecided"  # there is no control
+    costly = verdicts_of(summary_of(base + records_of("ipo", wrong), {"ipo": "own"}))
+    assert costly[trains, "ipo"] != "yes"
 
-
-def make_run(folder: Path, base: Path, model: Path) -> Path:
-    """A training run's folder as `rl/train_rl_memory.py` leaves it."""
-    folder.mkdir(parents=True)
-    config = {"model": {"name": str(base)}, "memory": "own", "weights": {"correct": 1.0}, "seed": 0}
-    config |= {"memory_tokens": 120, "top_k": 0, "max_completion_length": 12, "cot_prompt": "Solve."}
-    config |= {"chapters": ["addition"]}
-    run = {"status": "success", "started": "20260101_000000", "config": config, "environment": {}}
-    (folder / "run.json").write_text(json.dumps(run))
-    lines = [{"step": step, "reward": step / 10, "eval/accuracy": step / 20} for step in (1, 5, 9)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    shutil.copytree(model, folder / "model")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def models(tiny_folder, tmp_path_factory):
-    """Two tiny models with room for a prompt, and a run from the first to the second."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    root = tmp_path_factory.mktemp("models")
-    for name in ("base", "other"):
-        long_context(tiny_folder, root / name)
-    weights = load_file(root / "other" / "model.safetensors")
-    torch.manual_seed(7)
-    weights = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()}
-    save_file(weights, root / "other" / "model.safetensors", metadata={"format": "pt"})
-    return root / "base", make_run(root / "data" / "tiny" / "rl_1", root / "base", root / "other")
-
-
-@pytest.mark.parametrize(
-    ("trained_for", "flags", "students", "level"),
-    [
-        (["generated:256"], [], ["generated:12"], "history"),
-        (["generated:256"], ["--students", "S001", "S004"], ["S001", "S004"], "history"),
-        (["all"], [], ["all"], "stated"),
-        (None, ["--students", "generated:4"], ["generated:4"], "history"),
-    ],
-)
-def test_students_and_level_are_as_the_policy_was_trained(trained_for, flags, students, level):
-    args = evaluate_rl.build_parser().parse_args(flags)
-    config = {
-        "students": trained_for,
-        "memory_level": "history" if trained_for == ["generated:256"] else None,
-    }
-    evaluate_rl.fill_from_run(args, [SimpleNamespace(config=config if trained_for else {})])
-    assert (args.students, args.memory_level) == (students, level)
-
-
-@pytest.mark.parametrize(("named", "taken"), [([], "/trained.json"), (["/other.json"], "/other.json")])
-def test_fitted_mastery_is_that_of_the_training_unless_another_is_named(named, taken):
-    args = evaluate_rl.build_parser().parse_args([f"--mastery_parameters={name}" for name in named])
-    evaluate_rl.fill_from_run(args, [SimpleNamespace(config={"mastery_parameters": "/trained.json"})])
-    assert str(args.mastery_parameters) == taken
-    with pytest.raises(UserError, match=f"--mastery_parameters {taken}: No such file"):
-        remember(args, PROFILES, {}, PROFILES, embedder=None)
+    # named the other way round the comparison is mirrored, the answer is not
+    control = records_of("no_memory", ignorer)
+    for records, trained_with in (
+        (base + ipo + control, {"ipo": "own", "no_memory": "none"}),
+        (base + control + ipo, {"no_memory": "none", "ipo": "own"}),
+    ):
+        assert verdicts_of(summary_of(records, trained_with))[more] == "yes"
 
 
 # --- the script ------------------------------------------------------------------------------------------
+
+
+BASE_SAYS = {"1": 0.75, "2": 0.05, "<|end|>": 0.2}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base that mostly writes 1, and a run from it to a policy that mostly writes 2."""
+    root = tmp_path_factory.mktemp("models")
+    base = plant_policy(root / "base", {"": BASE_SAYS})
+    other = plant_policy(root / "other", {"": BASE_SAYS | {"1": 0.05, "2": 0.75}})
+    config = {"memory_tokens": 120, "top_k": 0, "max_completion_length": 12, "cot_prompt": "Solve."}
+    return base, make_run(root / "rl_1", base, other, config=config | {"chapters": ["addition"]})
+
+
+@pytest.mark.parametrize(
+    ("trained", "flags", "taken"),
+    [
+        ({"students": ["generated:256"]}, [], {"students": ["generated:12"], "memory_level": "history"}),
+        (
+            {"students": ["generated:256"]},
+            ["--students=S001"],
+            {"students": ["S001"], "memory_level": "stated"},
+        ),
+        ({"students": ["all"]}, [], {"students": ["all"], "memory_level": "stated"}),
+        ({}, ["--students=generated:4"], {"students": ["generated:4"], "memory_level": "history"}),
+        ({"memory_level": "episodes", "top_k": 4}, [], {"memory_level": "episodes", "top_k": 4}),
+        ({"mastery_parameters": "/a.json"}, [], {"mastery_parameters": "/a.json"}),
+        ({"mastery_parameters": "/a.json"}, ["--mastery_parameters=/b"], {"mastery_parameters": Path("/b")}),
+        ({}, [], {"max_new_tokens": None, "chapters": ["all"], "memory_tokens": 256, "top_k": 2}),
+    ],
+)
+def test_what_no_flag_names_is_as_the_policy_was_trained(trained, flags, taken):
+    args = evaluate_rl.build_parser().parse_args(flags)
+    evaluate_rl.fill_from_run(args, [SimpleNamespace(config={}), SimpleNamespace(config=trained)])
+    assert {name: getattr(args, name) for name in taken} == taken
 
 
 def evaluate(*flags):
@@ -294,21 +274,6 @@ def results(summary_path: Path) -> list[dict]:
     return read_strictly(summary_path.with_name(name))["results"]
 
 
-def test_a_mistyped_value_is_one_line(capsys):
-    with pytest.raises(SystemExit) as stop:
-        evaluate_rl.main(["--memory", "owned"])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "owned" in error and error.count("\n") == 1
-
-
-def test_without_a_run_one_line_says_how_to_make_one(monkeypatch, tmp_path):
-    newest_run = runs.newest_run
-    monkeypatch.setattr(runs, "newest_run", lambda: newest_run(tmp_path))
-    code, out, err = evaluate("--device", "cpu")
-    assert code == 2 and not out
-    assert err.count("\n") == 1 and "python rl/train_rl_memory.py" in err
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -325,7 +290,7 @@ def test_a_bad_choice_is_one_line_before_a_model_loads(models, tmp_path, flags, 
 
 
 @pytest.mark.slow
-def test_the_result_files_keep_their_contract(finished):
+def test_the_result_files_and_the_report_keep_their_contract(finished):
     path, out = finished
     summary = read_strictly(path)
     document = read_strictly(path.with_name(path.name.replace("summary_", "results_temp_0.7_")))
@@ -347,29 +312,31 @@ def test_the_result_files_keep_their_contract(finished):
     assert config["memory_tokens"] == 120 and config["max_new_tokens"] == 12  # as the run was trained
     assert config["top_k"] == 0 and config["chapters"] == ["addition"] and config["cot_prompt"] == "Solve."
     assert [policy["name"] for policy in config["policies"]] == ["base", "ipo"]
-    assert out.splitlines()[-1] == str(path)
+
+    report = path.with_name(path.name.replace("summary_", "report_")).with_suffix(".md").read_text()
+    for verdict in summary["summary"]["verdicts"]:
+        assert f"**{verdict['question']}** `{verdict['policy']}`: **{verdict['verdict']}**" in report
+        assert f"{verdict['question']} {verdict['policy']}: {verdict['verdict']}\n" in out
+    assert len({verdict["question"] for verdict in summary["summary"]["verdicts"]}) == 4
+    figures = re.findall(r"\((figures/\S+?\.png)\)", report)
+    assert len(figures) == 4
+    assert all((path.parent / figure).read_bytes()[:4] == b"\x89PNG" for figure in figures)
 
 
 @pytest.mark.slow
-def test_every_text_is_judged_by_the_base(finished, models):
-    import torch
-
-    from cot.utils.models import load_model
-    from cot.utils.templates import encode_data
-
-    model, tokenizer = load_model(str(models[0]), "cpu", "float32")
-    for record in results(finished[0])[3::17]:
+def test_the_base_answers_before_and_the_trained_policy_after_and_every_text_is_judged_by_the_base(finished):
+    answers = results(finished[0])
+    for policy, digit in (("base", "1"), ("ipo", "2")):
+        texts = "".join(record["generated_text"] for record in answers if record["policy"] == policy)
+        assert set(texts) <= {"1", "2"} and texts.count(digit) / len(texts) > 0.8  # .75 / .8 = .94, sharpened
+    for record in answers:
         if not record["generated_text"]:
             continue
-        prompt = tokenizer.encode(record["prompt"], split_special_tokens=True)
-        answer = encode_data(tokenizer, record["generated_text"])
-        answer += [] if record["truncated"] else [tokenizer.eos_token_id]
-        with torch.inference_mode():
-            logits = model(torch.tensor([prompt + answer])).logits[0].double()
-        logprobs = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
-        nll = -logprobs.gather(1, torch.tensor(answer)[:, None]).mean()
-        assert record["base_nll"] == pytest.approx(float(nll), abs=1e-3)
-        assert record["base_perplexity"] == pytest.approx(float(nll.exp()), rel=1e-2)
+        ones, twos = (record["generated_text"].count(digit) for digit in "12")
+        drawn = {"1": ones, "2": twos, "<|end|>": not record["truncated"]}
+        nll = -sum(count * math.log(BASE_SAYS[token]) for token, count in drawn.items()) / sum(drawn.values())
+        assert record["base_nll"] == pytest.approx(nll, abs=1e-3)
+        assert record["base_perplexity"] == pytest.approx(math.exp(nll), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -383,23 +350,6 @@ def test_no_record_shows_another_student_or_the_future_as_own(finished):
         if record["memory_arm"] == "time_shuffled":
             assert record["memory_student_id"] == record["student_id"]
             assert record["memory_as_of"] != record["as_of"]
-
-
-@pytest.mark.slow
-def test_the_report_answers_the_four_questions_and_shows_its_figures(finished):
-    path = finished[0]
-    report = path.with_name(path.name.replace("summary_", "report_")).with_suffix(".md").read_text()
-    for question in (
-        "Does memory help at inference?",
-        "Does training help?",
-        "Does training with memory help more?",
-        "Does it adapt as the student learns?",
-    ):
-        assert re.search(rf"\*\*{re.escape(question)}\*\* `(base|ipo)`: \*\*(yes|no|undecided)\*\*", report)
-    figures = re.findall(r"\((figures/\S+?\.png)\)", report)
-    assert len(figures) == 4
-    for figure in figures:
-        assert (path.parent / figure).read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow
@@ -438,18 +388,17 @@ def test_sigterm_saves_a_cancelled_result_and_the_same_command_continues_to_the_
     assert again | {"timing": None} == before | {"timing": None}
 
 
-@pytest.mark.slow
-def test_another_data_set_crosses_questions_with_students(models, tmp_path):
+def test_questions_of_a_file_are_crossed_with_students_and_have_no_other_moment(tmp_path, capsys):
     data = tmp_path / "own.jsonl"
     data.write_text('{"question": "What is 2 + 3?", "answer": "2 + 3 = <<2+3=5>>5\\n#### 5"}\n')
-    flags = ["--students", "S002", "S004", "--trained", models[1], "--dataset", data, "--device", "cpu"]
-    flags += ["--output_dir", tmp_path, "--num_samples", "1", "--temperatures", "0.7"]
-    code, out, err = evaluate(*flags)
-    assert code == 0, err
-    path = Path(out.splitlines()[-1])
-    answers = results(path)
-    assert {r["memory_arm"] for r in answers} == set(evaluate_rl.ARMS) - {"time_shuffled"}
-    assert {r["as_of"] for r in answers} == {"end"} and len(answers) == 2 * 2 * 4
-    assert "no time_shuffled at 2 of 2 moments" in out
-    # a single answer has no resample
-    assert read_strictly(path)["summary"]["adaptivity"]["base"]["none"]["n"] == 0
+    args = evaluate_rl.build_parser().parse_args(["--dataset", str(data), "--students", "S002", "S004"])
+    policies = [SimpleNamespace(name=name, config={}) for name in ("base", "ipo")]
+    evaluate_rl.fill_from_run(args, policies)
+    profiles, logs, truths = evaluate_rl.choose_students(args)
+    moments, histories, source = evaluate_rl.follow_students(args, profiles, logs, truths, policies)
+    args.top_k = 0
+    arms = remember(args, profiles, histories, truths, embedder=None)
+    rows = evaluate_rl.build_rows(args, policies, moments, arms)
+    assert source == str(data) and "no time_shuffled at 2 of 2 moments" in capsys.readouterr().out
+    assert {row.memory.arm for row in rows} == set(evaluate_rl.ARMS) - {"time_shuffled"}
+    assert {row.moment.as_of for row in rows} == {"end"} and len(rows) == 2 * 2 * 4 * 2

@@ -2,20 +2,19 @@
 
 import itertools
 import json
-import math
 import random
 
 import numpy as np
 import pytest
-from conftest import read_strictly, run_here, run_script
+from conftest import read_strictly, run_here
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cot.utils.mastery import BKTParameters, SkillState, expect_right, sort_skills, update_mastery
 from cot.utils.mastery_model import MasteryModel, load_mastery_model
-from cot.utils.stats import auc_values, clustered_mean
+from cot.utils.stats import auc_values
 from cot.utils.student_files import MemoryLog
 from cot.utils.students import Interaction
-from rl.answers import Answers, draw_folds, read_answers, use_skills
+from rl.answers import Answers, read_answers
 from rl.fit_mastery import main
 from rl.mastery_fit import fit_regression, fit_tracing, predict_regression, predict_tracing, share_right
 from rl.mastery_scores import PREDICTORS, judge_states, log_losses, predict_all, score_all
@@ -86,39 +85,17 @@ def test_answers_are_read_from_logs_in_order_and_by_skill_name(tmp_path):
     )
 
 
-def test_what_came_before_an_answer_is_counted_in_its_skill_and_overall():
-    answers = answers_of("a1 b0 a0 a1", "a1 a0", skills=("a", "b"))
-    count, right = answers.counts_in_skill()
-    assert count.tolist() == [0, 0, 1, 2, 0, 1]
-    assert right.tolist() == [0, 0, 1, 1, 0, 1]
-    assert answers.places().tolist() == [0, 1, 2, 3, 0, 1]
-
-
-def test_some_students_are_numbered_anew_and_skills_as_elsewhere():
-    answers = answers_of("a1", "b0 b1", "a0", skills=("a", "b"))
-    chosen = answers.of(np.array([False, True, True]))
-    assert chosen.student.tolist() == [0, 0, 1] and chosen.skill.tolist() == [1, 1, 0]
-    other = use_skills(chosen, ("c", "b"))
-    assert other.skills == ("c", "b", "a") and other.skill.tolist() == [1, 1, 2]
-
-
-def test_folds_are_of_equal_size_and_drawn_by_the_seed():
-    folds = draw_folds(23, seed=1)
-    assert sorted(np.bincount(folds).tolist()) == [4, 4, 5, 5, 5]
-    assert folds.tolist() == draw_folds(23, seed=1).tolist() != draw_folds(23, seed=2).tolist()
-
-
 # --- knowledge tracing ------------------------------------------------------------------------------------
 
 
 def test_planted_parameters_of_knowledge_tracing_come_back():
-    fitted = fit_tracing(simulate(students=3000, length=8))
+    fitted = fit_tracing(simulate(students=2000, length=8))
     for part in fitted.skills:
         planted = PLANTED[part.skill]
         for name in ("p_init", "p_transit", "p_slip", "p_guess"):
-            assert getattr(part, name) == pytest.approx(getattr(planted, name), abs=0.05), (part.skill, name)
-        assert part.answers == 3000 * 8
-    assert fitted.pooled.answers == 3000 * 16
+            assert getattr(part, name) == pytest.approx(getattr(planted, name), abs=0.06), (part.skill, name)
+        assert part.answers == 2000 * 8
+    assert fitted.pooled.answers == 2000 * 16
 
 
 def test_tracing_predicts_what_update_mastery_gives_answer_by_answer():
@@ -134,35 +111,6 @@ def test_tracing_predicts_what_update_mastery_gives_answer_by_answer():
     np.testing.assert_allclose(predict_tracing(fitted, answers), expected, atol=1e-12)
     # (0.3 x .9 + .7 x .2), of the default parameters, before any answer
     assert predict_tracing(None, answers)[0] == pytest.approx(0.41)
-
-
-def likelihood(chains: list[list[bool]], p_init: float, p_transit: float, slip: float, guess: float) -> float:
-    """Log likelihood by all paths: unknown for a number of steps, known from then on."""
-    total = 0.0
-    for chain in chains:
-        paths = []
-        for learned in range(len(chain) + 1):  # the place from which on the skill is known
-            p = p_init if learned == 0 else (1 - p_init) * (1 - p_transit) ** (learned - 1)
-            if 0 < learned < len(chain):
-                p *= p_transit
-            for place, right in enumerate(chain):
-                known = place >= learned
-                p *= (1 - slip if right else slip) if known else (guess if right else 1 - guess)
-            paths.append(p)
-        total += math.log(sum(paths))
-    return total
-
-
-def test_no_parameters_nearby_make_the_answers_likelier():
-    answers = simulate(students=150, length=6, skills={"easy": PLANTED["easy"]})
-    fitted = fit_tracing(answers).pooled
-    values = [fitted.p_init, fitted.p_transit, fitted.p_slip, fitted.p_guess]
-    chains = [answers.correct[answers.student == student].tolist() for student in range(150)]
-    best = likelihood(chains, *values)
-    for place, step in itertools.product(range(4), (-0.03, 0.03)):
-        moved = [value + step * (number == place) for number, value in enumerate(values)]
-        if all(0.001 <= value < 0.5 + 0.5 * (number < 2) for number, value in enumerate(moved)):
-            assert likelihood(chains, *moved) < best, (place, step)
 
 
 # --- regression -------------------------------------------------------------------------------------------
@@ -185,31 +133,6 @@ def test_a_prompts_estimate_is_the_prediction_that_was_judged(fitted):
             skill = answers.skills[answers.skill[place]]
             assert model.expect(trace, skill) == pytest.approx(predicted[place], abs=1e-12)
             trace.add(skill, bool(answers.correct[place]))
-
-
-def test_the_regression_is_calibrated_on_what_it_was_fitted_on(fitted):
-    answers, regression, _ = fitted
-    predicted = predict_regression(regression, answers)
-    assert predicted.mean() == pytest.approx(answers.correct.mean(), abs=1e-3)
-    for skill in (0, 1):
-        there = answers.skill == skill
-        assert predicted[there].mean() == pytest.approx(answers.correct[there].mean(), abs=2e-3)
-
-
-def test_it_knows_more_of_new_students_than_the_skills_mean(fitted):
-    answers, regression, tracing = fitted
-    new = simulate(students=300, length=8, seed=2)
-    scores = score_all(new, predict_all(answers, new, regression, tracing))
-    gain = next(row for row in scores["gains"] if row["against"] == "skill_mean")
-    assert gain["auc"]["low"] > 0 > gain["log_loss"]["high"]
-    # the answers come from knowledge tracing, and fitted to others' it predicts them better than its defaults
-    losses = {name: scores["predictors"][name]["log_loss"]["mean"] for name in PREDICTORS}
-    assert losses["fitted_tracing"] < losses["default_tracing"] - 0.02
-
-
-def test_the_share_of_a_skill_is_smoothed_and_one_without_answers_has_that_of_all():
-    means, overall = share_right(answers_of("a1 a1 a0", skills=("a", "b")))
-    assert overall == pytest.approx(3 / 5) and means.tolist() == pytest.approx([3 / 5, 3 / 5])
 
 
 def test_no_prediction_depends_on_the_answer_or_on_a_later_one(fitted):
@@ -250,19 +173,6 @@ def test_area_and_loss_are_scikit_learns_with_ties_and_without():
         assert log_losses(outcomes, scores).mean() == pytest.approx(log_loss(outcomes, scores))
 
 
-def test_the_interval_of_the_area_is_that_of_a_bootstrap_over_students():
-    answers = simulate(students=200, length=6, seed=4)
-    scores = predict_tracing(None, answers)
-    interval = clustered_mean(auc_values(answers.correct, scores), [answers.student])
-    rng, by_student = np.random.default_rng(0), np.split(np.arange(len(answers)), 200)
-    areas = []
-    for _ in range(300):
-        drawn = np.concatenate([by_student[student] for student in rng.integers(0, 200, 200)])
-        areas.append(roc_auc_score(answers.correct[drawn], scores[drawn]))
-    half = (interval["high"] - interval["low"]) / 2
-    assert half == pytest.approx(1.97 * np.std(areas), rel=0.15)
-
-
 def test_calibration_is_the_mean_distance_of_prediction_and_share():
     answers = answers_of("a1 a0 a1 a1", "a1 a1")
     predicted = np.array([0.75, 0.75, 0.71, 0.79, 1.0, 0.95])
@@ -297,20 +207,19 @@ def logs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-def test_the_script_writes_a_file_that_prompts_can_use(logs, tmp_path):
-    process = run_script("rl/fit_mastery.py", "--input", logs / "fitting", "--output", tmp_path / "m.json")
-    assert process.returncode == 0, process.stderr_text
-    assert "480 answers of 40 students in 2 skills" in process.stdout_text
-    model = load_mastery_model(tmp_path / "m.json")
+def test_the_script_writes_the_same_file_again_and_prompts_can_use_it(logs, tmp_path):
+    files = []
+    for name in ("a.json", "b.json"):
+        code, stdout, stderr = run_here(main, "--input", logs / "fitting", "--output", tmp_path / name)
+        assert code == 0 and "480 answers of 40 students in 2 skills" in stdout, stderr
+        files.append(read_strictly(tmp_path / name))
+        assert json.dumps(files[-1], indent=2, ensure_ascii=False) + "\n" == (tmp_path / name).read_text()
+        files[-1]["fitted_on"].pop("finished")
+    assert files[0] == files[1]
+    model = load_mastery_model(tmp_path / "a.json")
     assert (model.predictor, model.evaluation) == ("tracing", None)
-    assert {name: model.fitted_on[name] for name in ("students", "answers", "skills")} == {
-        "students": 40,
-        "answers": 480,
-        "skills": 2,
-    }
-    history = MemoryLog(logs / "fitting" / "memory").read("S003")
-    assert set(model.estimate(history)) == {"easy", "hard"}
+    assert [model.fitted_on[name] for name in ("students", "answers", "skills")] == [40, 480, 2]
+    assert set(model.estimate(MemoryLog(logs / "fitting" / "memory").read("S003"))) == {"easy", "hard"}
 
 
 def test_the_predictor_that_prompts_show_is_the_better_one_on_students_held_out(tmp_path):
@@ -326,13 +235,14 @@ def test_the_predictor_that_prompts_show_is_the_better_one_on_students_held_out(
         losses = model.fitted_on["held_out_log_loss"]
         assert (code, model.predictor, min(losses, key=losses.get)) == (0, better, better)
         assert f"predictor: {better} (log loss on a fifth of the students held out: regression" in stdout
-        # one that is named is not compared
-        flags = ["--input", tmp_path / better, "--output", tmp_path / "m.json", "--predictor", "regression"]
-        assert run_here(main, *flags)[0] == 0
-        named = load_mastery_model(tmp_path / "m.json")
-        assert (named.predictor, named.fitted_on["held_out_log_loss"]) == ("regression", None)
+    # one that is named is not compared
+    flags = ["--input", tmp_path / "tracing", "--output", tmp_path / "m.json", "--predictor", "regression"]
+    assert run_here(main, *flags)[0] == 0
+    named = load_mastery_model(tmp_path / "m.json")
+    assert (named.predictor, named.fitted_on["held_out_log_loss"]) == ("regression", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_test", [False, True])
 def test_the_scores_are_of_students_held_out(logs, tmp_path, on_test):
     flags = ["--input", logs / "fitting", "--output", tmp_path / "m.json", "--evaluate"]
@@ -353,39 +263,24 @@ def test_the_scores_are_of_students_held_out(logs, tmp_path, on_test):
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_logs_give_the_same_file_of_plain_numbers(logs, tmp_path):
-    files = []
-    for name in ("a.json", "b.json"):
-        assert run_here(main, "--input", logs / "fitting", "--output", tmp_path / name)[0] == 0
-        files.append(read_strictly(tmp_path / name))
-        assert json.dumps(files[-1], indent=2, ensure_ascii=False) + "\n" == (tmp_path / name).read_text()
-        files[-1]["fitted_on"].pop("finished")
-    assert files[0] == files[1]
-
-
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("folder", "flags", "message"),
     [
-        (["--input", "gone", "--output", "m.json"], "--input gone: no memory/<student_id>.jsonl there"),
-        (["--input", "fitting", "--output", "m.txt"], "--output m.txt: expected a name that ends in .json"),
-        (["--input", "fitting", "--output", "gone/m.json"], "--output gone/m.json: no such folder"),
+        ("gone", [], "--input gone: no memory/<student_id>.jsonl there"),
+        ("fitting", ["--output", "m.txt"], "--output m.txt: expected a name that ends in .json"),
+        ("fitting", ["--output", "gone/m.json"], "--output gone/m.json: no such folder"),
+        ("fitting", ["--test", "test"], "--test: it is read with --evaluate alone"),
+        ("right", [], "all answers are right, or all are wrong"),
         (
-            ["--input", "fitting", "--output", "m.json", "--test", "test"],
-            "--test: it is read with --evaluate alone",
-        ),
-        (["--input", "right", "--output", "m.json"], "all answers are right, or all are wrong"),
-        (
-            ["--input", "few", "--output", "m.json", "--evaluate", "--predictor", "tracing"],
+            "few",
+            ["--evaluate", "--predictor", "tracing"],
             "--evaluate: 5 folds need 5 students, --input has 2",
         ),
-        (
-            ["--input", "few", "--output", "m.json"],
-            "--predictor auto: it needs 5 students, --input has 2; name one",
-        ),
-        (["--input", "torn", "--output", "m.json"], "torn/memory/S000.jsonl: line 1: not JSON"),
+        ("few", [], "--predictor auto: it needs 5 students, --input has 2; name one"),
+        ("torn", [], "torn/memory/S000.jsonl: line 1: not JSON"),
     ],
 )
-def test_what_cannot_be_fitted_is_one_line(logs, monkeypatch, tmp_path, flags, message):
+def test_what_cannot_be_fitted_is_one_line(logs, monkeypatch, tmp_path, folder, flags, message):
     monkeypatch.chdir(tmp_path)
     for name in ("fitting", "test"):
         (tmp_path / name).symlink_to(logs / name)
@@ -393,6 +288,6 @@ def test_what_cannot_be_fitted_is_one_line(logs, monkeypatch, tmp_path, flags, m
     write_logs(tmp_path / "few", answers_of("a1 a0", "a1"))
     (tmp_path / "torn" / "memory").mkdir(parents=True)
     (tmp_path / "torn" / "memory" / "S000.jsonl").write_text("{\n{}\n")
-    code, _, stderr = run_here(main, *flags)
+    code, _, stderr = run_here(main, "--output", "m.json", "--input", folder, *flags)
     assert code == 2
     assert stderr.splitlines()[-1].startswith(f"error: {message}")

@@ -5,25 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import plant_policy
+from conftest import CHATML, IM, plant_policy
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
 from cot.utils.engine import TransformersEngine
 from cot.utils.errors import UserError
 from cot.utils.models import end_token_ids, load_model
-from rl.rollouts import MemoryTrainer, StopText, end_in_vllm, make_generation_neutral
+from rl.rollouts import MemoryTrainer, end_in_vllm, make_generation_neutral
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
-)
-IM = ["<|im_start|>", "<|im_end|>"]
 STOP = ("\nQuestion:",)
 
 
-def make_trainer(folder, tmp_path, stop=(), prompts=2, **changes):
+def make_trainer(folder, tmp_path, stop=(), prompts=2, max_completion_length=12):
     """A trainer on a policy's folder, whose reward is the number of characters; and what the reward saw."""
     model, tokenizer = load_model(str(folder), "cpu", "float32")
     make_generation_neutral(model, tokenizer)
@@ -38,26 +32,23 @@ def make_trainer(folder, tmp_path, stop=(), prompts=2, **changes):
         seen.append((completions, completion_ids))
         return [float(len(text)) for text in completions]
 
-    options = {
-        "output_dir": str(tmp_path / "out"),
-        "num_generations": 8,
-        "per_device_train_batch_size": 8 * prompts,
-        "max_completion_length": 12,
-        "max_steps": 1,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "mask_truncated_completions": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "shuffle_dataset": False,
-    }
+    config = GRPOConfig(
+        output_dir=str(tmp_path / "out"),
+        num_generations=8,
+        per_device_train_batch_size=8 * prompts,
+        max_completion_length=max_completion_length,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        mask_truncated_completions=True,
+        report_to="none",
+        disable_tqdm=True,
+        shuffle_dataset=False,
+    )
     trainer = MemoryTrainer(
         model=model,
         reward_funcs=[length],
-        args=GRPOConfig(**(options | changes)),
+        args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
@@ -81,9 +72,11 @@ def ends_in_im_end(tmp_path_factory):
     return plant_policy(tmp_path_factory.mktemp("policy"), after, CHATML, IM)
 
 
-def test_a_turn_ends_at_the_templates_end_whatever_the_tokenizer_calls_eos(ends_in_im_end, tmp_path):
+def test_a_turn_ends_where_the_engine_ends_it_whatever_the_tokenizer_calls_eos(ends_in_im_end, tmp_path):
     trainer, seen = make_trainer(ends_in_im_end, tmp_path)
     tokenizer = trainer.processing_class
+    engine = TransformersEngine(trainer.model, tokenizer, max_new_tokens=12)
+    assert set(trainer.eos_token_ids) == engine.end_ids == set(trainer.generation_config.eos_token_id)
     im_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.eos_token == "<|end|>"
     inputs = inputs_of(trainer)
@@ -98,31 +91,12 @@ def test_a_turn_ends_at_the_templates_end_whatever_the_tokenizer_calls_eos(ends_
     assert sorted(counted) == order  # a clipped one is masked, an ended one counts with its end
 
 
-def test_rollouts_and_engine_end_at_the_same_tokens(ends_in_im_end, tmp_path):
-    trainer, _ = make_trainer(ends_in_im_end, tmp_path)
-    engine = TransformersEngine(trainer.model.eval(), trainer.processing_class, max_new_tokens=12)
-    assert set(trainer.eos_token_ids) == engine.end_ids == set(trainer.generation_config.eos_token_id)
-
-
 def test_an_end_that_is_no_special_token_is_not_part_of_the_text(tmp_path):
     after = {"": {"<|im_end|>": 0.5, "1": 0.5}}
     folder = plant_policy(tmp_path / "policy", after, CHATML, words=IM)
     trainer, seen = make_trainer(folder, tmp_path)
     inputs_of(trainer)
     assert set("".join(seen[0][0])) == {"1"}
-
-
-def test_a_tokenizer_without_an_eos_is_no_obstacle(ends_in_im_end, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(ends_in_im_end)
-    tokenizer = AutoTokenizer.from_pretrained(ends_in_im_end)
-    tokenizer.eos_token = None
-    model.generation_config.eos_token_id = model.config.eos_token_id = None
-    model.save_pretrained(tmp_path / "policy")
-    tokenizer.save_pretrained(tmp_path / "policy")
-    trainer, seen = make_trainer(tmp_path / "policy", tmp_path)
-    inputs_of(trainer)
-    assert trainer.eos_token_ids == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    assert any(len(row) < 12 for row in seen[0][1])
 
 
 def test_a_model_without_any_end_is_refused():
@@ -229,18 +203,6 @@ def test_no_stop_text_inside_a_reasoning_ends_a_rollout(tmp_path):
     for text, row, is_closed in zip(texts, ids, closed, strict=True):
         assert text.rpartition("</think>")[2].strip() == "5" if is_closed else text.startswith("<think>")
         assert (row[-1] == tokenizer.eos_token_id) == (is_closed and len(row) < 40)
-
-
-def test_the_prompts_own_question_stops_nothing(runs_on):
-    tokenizer = AutoTokenizer.from_pretrained(runs_on)
-    prompt = tokenizer.encode("Solve.\nQuestion:")
-    criterion = StopText(tokenizer, STOP)
-    digit, line = tokenizer.convert_tokens_to_ids(["1", "Ċ"])
-    first = torch.tensor([[*prompt, digit], [*prompt, line]])
-    assert criterion(first, None).tolist() == [False, False]
-    question, colon = tokenizer.convert_tokens_to_ids(["Question", ":"])
-    second = torch.cat([first, torch.tensor([[question, colon], [question, colon]])], dim=1)
-    assert criterion(second, None).tolist() == [False, True]
 
 
 def test_without_a_stop_text_nothing_is_put_behind_a_completion(runs_on, tmp_path):

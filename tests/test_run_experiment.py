@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import plant_policy
+from conftest import CHATML, IM, plant_policy
 
 from rl.run_experiment import ARMS, build_parser, main, training_flags
 from rl.settings import fill_preset
@@ -20,7 +20,6 @@ ALL_REWARDS = {
     "overlong": 1.0,
     "repetition": 0.2,
 }
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
 CORRECTNESS = {"correct": 1.0, "format": 0.1, "overlong": 1.0, "repetition": 0.2}
 
 
@@ -35,6 +34,7 @@ CORRECTNESS = {"correct": 1.0, "format": 0.1, "overlong": 1.0, "repetition": 0.2
     ],
 )
 def test_an_arm_is_trained_with_its_memory_and_its_rewards(arm, memory, weights, tmp_path):
+    assert list(ARMS) == ["ipo", "no_memory", "shuffled_memory", "correctness_only", "random_reward"]
     flags = training_flags(build_parser().parse_args(["--max_steps", "7"]), arm, 3, tmp_path)
     training = parse_args(flags)
     fill_preset(training)
@@ -42,10 +42,6 @@ def test_an_arm_is_trained_with_its_memory_and_its_rewards(arm, memory, weights,
     assert (training.seed, training.max_steps, training.preset) == (3, 7, "cpu")
     assert training.dataset == "textbook" and training.output_dir == tmp_path
     assert training.students == ["generated:256"] and training.memory_level == "history"
-
-
-def test_the_arms_are_ipo_and_the_four_controls():
-    assert list(ARMS) == ["ipo", "no_memory", "shuffled_memory", "correctness_only", "random_reward"]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +75,7 @@ def answers_of(folder: Path) -> list[dict]:
 def says(folder: Path, digit: str) -> Path:
     """A policy that writes this digit, soon ends, and earns more or less as it repeats itself."""
     after = {"": {digit: 1.0}, digit: {digit: 0.49, "<|im_end|>": 0.51}}
-    return plant_policy(folder, after, TEMPLATE, special=["<|im_start|>", "<|im_end|>"])
+    return plant_policy(folder, after, CHATML, IM)
 
 
 def texts_of(folder: Path, arm: str) -> list[str]:

@@ -1,11 +1,10 @@
 """Training runs on the disk: which checkpoint counts, which run continues, which policies there are."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from conftest import read_strictly
+from conftest import make_run, read_strictly
 
 import rl.runs
 from cot.utils.errors import UserError
@@ -135,21 +134,11 @@ def test_a_finished_run_and_one_that_another_process_trains_are_refused(tmp_path
 # --- policies ---------------------------------------------------------------------------------------------
 
 
-def make_run(folder: Path, base: Path, memory="own", status="success", started="20260101_000000") -> Path:
-    """A training run's folder, with the base as its model."""
-    folder.mkdir(parents=True)
-    config = {"model": {"name": str(base)}, "memory": memory, "weights": {"correct": 1.0}, "seed": 3}
-    run = {"status": status, "started": started, "config": config, "environment": {}}
-    (folder / "run.json").write_text(json.dumps(run))
-    shutil.copytree(base, folder / "model")
-    return folder
-
-
 def test_the_newest_completed_run_is_found(tiny_folder, tmp_path):
     for number, (started, status) in enumerate(
         [("20260101_000000", "success"), ("20260301_000000", "success"), ("20260401_000000", "running")]
     ):
-        make_run(tmp_path / "qwen" / f"rl_{number}", tiny_folder, status=status, started=started)
+        make_run(tmp_path / "qwen" / f"rl_{number}", tiny_folder, tiny_folder, status=status, started=started)
     assert newest_run(tmp_path) == tmp_path / "qwen" / "rl_1"
     with pytest.raises(UserError, match=r"python rl/train_rl_memory\.py"):
         newest_run(tmp_path / "qwen")
@@ -157,7 +146,7 @@ def test_the_newest_completed_run_is_found(tiny_folder, tmp_path):
 
 def test_policies_are_named_by_what_they_were_trained_with(tiny_folder, tmp_path):
     runs = {
-        memory: make_run(tmp_path / f"rl_{memory}", tiny_folder, memory=memory)
+        memory: make_run(tmp_path / f"rl_{memory}", tiny_folder, tiny_folder, config={"memory": memory})
         for memory in ("own", "none", "shuffled")
     }
     found = resolve_policies(None, [(None, str(run)) for run in runs.values()])
@@ -169,12 +158,12 @@ def test_policies_are_named_by_what_they_were_trained_with(tiny_folder, tmp_path
 
 
 def test_policies_that_cannot_be_told_apart_or_compared_are_refused(tiny_folder, tmp_path):
-    run = make_run(tmp_path / "rl_1", tiny_folder)
+    run = make_run(tmp_path / "rl_1", tiny_folder, tiny_folder)
     with pytest.raises(UserError, match="two policies are called ipo"):
         resolve_policies(None, [(None, str(run)), ("ipo", str(run))])
     with pytest.raises(UserError, match="no policy names its base"):
         resolve_policies(None, [("x", str(run / "model"))])
-    unfinished = make_run(tmp_path / "rl_2", tiny_folder, status="running")
+    unfinished = make_run(tmp_path / "rl_2", tiny_folder, tiny_folder, status="running")
     with pytest.raises(UserError, match="not finished"):
         resolve_policies(None, [(None, str(unfinished))])
     assert parse_trained("a=b=c") == ("a", "b=c")

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
+import evaluate_rl
+import rl.splits
 from cot.utils.errors import UserError
-from cot.utils.questions import ALL, Question, load_questions
+from cot.utils.questions import ALL, load_questions
 from cot.utils.textbook import load_chapters
 from rl.cohorts import load_arms
 from rl.settings import fill_preset
-from rl.splits import held_out_questions, pick_moments, split_off
+from rl.splits import held_out_questions, pick_moments
 from rl.train_rl_memory import parse_args
 
 SPLITS = {
@@ -53,7 +55,7 @@ def file(tmp_path):
 
 
 def test_training_meets_train_templates_and_is_evaluated_on_test_templates():
-    train, held_out, source = pick("--eval_size", 40, students=())  # 256 of them
+    train, held_out, source = pick("--eval_size", 40, students=("--students", "generated:80"))
     assert (len(train), len(held_out)) == (80, 40)  # 10 steps x 8 prompts
     assert (source.train, source.held_out, source.held_out_ids) == ("textbook train", "textbook test", None)
     assert splits(train) == {"train"} and splits(held_out) == {"test"}
@@ -63,11 +65,9 @@ def test_training_meets_train_templates_and_is_evaluated_on_test_templates():
 
 
 def test_gsm8k_trains_on_its_train_split_and_is_evaluated_on_its_test_split(monkeypatch):
-    import rl.splits
-
     asked = []
 
-    def load(_dataset, split, subset_size=ALL):
+    def load(_dataset, split, subset_size=ALL):  # what the hub would give
         asked.append((split, subset_size))
         return load_questions("textbook", split, 5)
 
@@ -78,8 +78,11 @@ def test_gsm8k_trains_on_its_train_split_and_is_evaluated_on_its_test_split(monk
     assert splits(train) == {"train"} and splits(held_out) == {"test"}
 
 
-def test_another_seed_asks_other_questions():
-    picked = [pick("--seed", seed)[:2] for seed in (0, 1)]
+def test_another_seed_asks_the_same_students_other_questions():
+    args = flags("--students", "generated:8")
+    arms, picked = load_arms(args), []
+    for args.seed in (0, 1):
+        picked.append([[moment.question for moment in side] for side in pick_moments(args, arms)[:2]])
     assert picked[0][0] != picked[1][0] and picked[0][1] != picked[1][1]
 
 
@@ -100,35 +103,18 @@ def test_of_a_file_no_question_is_both_trained_on_and_held_out(file):
     assert source.held_out == f"{len(source.held_out_ids)} questions of {file}, split off by seed 0"
 
 
-def test_the_split_depends_on_the_seed_alone(file):
-    def held_out(*argv):
-        return pick("--dataset", file, *argv)[2].held_out_ids
-
-    assert held_out("--seed", 3) == held_out("--seed", 3, "--eval_size", 5)
-    assert len({tuple(held_out("--seed", seed)) for seed in range(5)}) > 1
-
-
-def test_no_held_out_moment_is_asked_twice(file):
-    _, held_out, source = pick("--dataset", file, "--eval_size", 1000)
+def test_the_split_depends_on_the_seed_alone_and_no_held_out_moment_is_asked_twice(file):
+    _, held_out, source = pick("--dataset", file, "--seed", 3, "--eval_size", 1000)
     asked = [(moment.question.id, moment.student_id) for moment in held_out]
     assert len(asked) == len(set(asked)) == 8 * len(source.held_out_ids)
-
-
-def test_without_evaluation_all_questions_are_trained_on(file):
-    train, held_out, source = pick("--dataset", file, "--eval_size", 0, "--max_steps", 40)
-    assert held_out == [] and source.held_out_ids == [] and len(ids(train)) == 40
+    assert source.held_out_ids == pick("--dataset", file, "--seed", 3, "--eval_size", 5)[2].held_out_ids
+    assert source.held_out_ids != pick("--dataset", file, "--seed", 4)[2].held_out_ids
 
 
 def test_a_file_of_one_question_cannot_be_split(file):
     file.write_text(file.read_text().splitlines()[0] + "\n")
     with pytest.raises(UserError, match=r"own\.jsonl: a single question cannot be split"):
         pick("--dataset", file)
-
-
-def test_of_a_large_file_at_most_256_are_held_out():
-    questions = [Question(str(number), f"What is {number}?", "#### 1") for number in range(5000)]
-    train, held_out = split_off("large.jsonl", questions, seed=0)
-    assert (len(train), len(held_out)) == (4744, 256)
 
 
 # --- the evaluation after it ------------------------------------------------------------------------------
@@ -147,19 +133,14 @@ def test_a_policy_is_evaluated_on_what_it_was_not_trained_on(file):
 
 
 def test_the_evaluation_asks_every_student_about_the_held_out_questions(file):
-    import evaluate_rl
-
     _, _, source = pick("--dataset", file)
     run = {"dataset": str(file), "held_out": source.held_out_ids}
     args = evaluate_rl.build_parser().parse_args(["--dataset", str(file), "--students", "S001", "S004"])
     policies = [SimpleNamespace(config={}), SimpleNamespace(config=run)]
     evaluate_rl.fill_from_run(args, policies)
-    moments, _, words = evaluate_rl.follow_students(args, *evaluate_rl.choose_students(args), policies)
-    asked = [(moment.question.id, moment.student_id) for moment in moments]
-    assert sorted(asked) == sorted(
-        (number, name) for number in source.held_out_ids for name in ("S001", "S004")
-    )
-    assert words == f"{file}, questions held out in training"
+    moments, _, _ = evaluate_rl.follow_students(args, *evaluate_rl.choose_students(args), policies)
+    asked = sorted((moment.question.id, moment.student_id) for moment in moments)
+    assert asked == sorted((number, name) for number in source.held_out_ids for name in ("S001", "S004"))
 
 
 def test_what_a_policy_was_trained_on_entirely_is_refused(file):

@@ -3,15 +3,10 @@
 import json
 
 import pytest
-from conftest import plant_policy, read_strictly, run_here
+from conftest import CHATML, IM, plant_policy, read_lines, read_strictly, run_here
 
 from rl.train_rl_memory import main
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
-)
-IM = ["<|im_start|>", "<|im_end|>"]
 DIGITS = {"1": 0.3, "2": 0.3}
 ENDLESS = {"": DIGITS | {"3": 0.4}}  # never ends a turn
 
@@ -47,12 +42,7 @@ def train(tmp_path):
 @pytest.fixture
 def lines(tmp_path):
     """The JSON lines of a file in the run's folder."""
-
-    def read(name: str) -> list[dict]:
-        text = (tmp_path / "run" / name).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
-
-    return read
+    return lambda name: read_lines(tmp_path / "run" / name)
 
 
 @pytest.fixture
@@ -77,13 +67,6 @@ def ending(tmp_path_factory):
 # --- steps that teach nothing -----------------------------------------------------------------------------
 
 
-def test_a_template_that_ends_in_another_token_than_eos_is_trained(train, lines, ending):
-    assert train(ending, max_steps=3)[0] == 0
-    steps = lines("metrics.jsonl")
-    assert all(step["completions/clipped_ratio"] < 0.5 for step in steps)  # .6^8 = .02 reach 8 tokens
-    assert sum(step["grad_norm"] > 0 for step in steps) >= 2
-
-
 @pytest.mark.slow
 def test_a_run_whose_completions_are_all_clipped_warns_and_then_stops(train, lines, tmp_path):
     endless = plant_policy(tmp_path / "policy", ENDLESS, CHATML, IM)
@@ -101,26 +84,12 @@ def test_a_run_whose_completions_are_all_clipped_warns_and_then_stops(train, lin
     assert code == 1 and "stopped at step 21" in said
 
 
-@pytest.mark.parametrize(
-    ("after", "weights", "reason"),
-    [
-        (ENDLESS, "correct=1,coin=1", "100% of the completions were cut at --max_completion_length 8"),
-        (
-            {"": {"1": 1.0}, "1": {"<|im_end|>": 1.0}},
-            "correct=1",
-            "100% of the groups had no spread: their completions earn the same; none is right",
-        ),
-    ],
-    ids=["cut", "all alike"],
-)
-def test_a_short_run_that_taught_nothing_is_no_success_however_often_it_is_repeated(
-    train, tmp_path, after, weights, reason
-):
-    model = plant_policy(tmp_path / "policy", after, CHATML, IM)
+def test_a_short_run_that_taught_nothing_is_no_success_however_often_it_is_repeated(train, tmp_path):
+    model = plant_policy(tmp_path / "policy", {"": {"1": 1.0}, "1": {"<|im_end|>": 1.0}}, CHATML, IM)
     for _ in range(2):
-        code, said = train(model, max_steps=3, reward_weights=weights)
+        code, said = train(model, max_steps=2, reward_weights="correct=1")
         assert code == 1
-        assert f"stopped at step 3: none of the 3 steps taught anything: {reason}" in said
+        assert "stopped at step 2: none of the 2 steps taught anything: 100% of the groups had no sp" in said
         assert read_strictly(tmp_path / "run" / "run.json")["status"] == "error"
         assert not (tmp_path / "run" / "model").exists()
 
@@ -149,22 +118,6 @@ def test_the_models_generation_settings_spoil_neither_texts_nor_saving(train, li
     assert (tmp_path / "run" / "checkpoint-2" / "generation_config.json").exists()
 
 
-# --- a model without a chat template ----------------------------------------------------------------------
-
-
-def test_plain_texts_end_before_the_next_question_in_rollouts_and_in_held_out_answers(train, lines, tmp_path):
-    after = {"": DIGITS | {"Ċ": 0.4}, "Ċ": {"Question": 1.0}, "Question": {":": 1.0}, ":": {"9": 1.0}}
-    plain = plant_policy(tmp_path / "policy", after, words=["Question"])
-    assert train(plain, max_completion_length=16, eval_size=4, eval_every=1)[0] == 0
-    texts = [line["completion"] for line in lines("completions.jsonl")]
-    assert all(set(text) <= {"1", "2", "9"} for text in texts) and len(set(texts)) > 1
-    steps = [line for line in lines("metrics.jsonl") if "reward" in line]
-    assert all(step["completions/clipped_ratio"] < 0.5 for step in steps)
-    assert any(step["grad_norm"] > 0 for step in steps)
-    # greedy: a 9 after the prompt's colon, a line break, and the stop text's other two tokens
-    assert [line["eval/output_tokens"] for line in lines("metrics.jsonl") if line["step"] == 0] == [4]
-
-
 # --- data without a split ---------------------------------------------------------------------------------
 
 
@@ -173,12 +126,11 @@ def test_a_file_of_questions_is_split_and_the_held_out_ones_are_named(train, lin
     path = tmp_path / "own.jsonl"
     rows = [{"question": f"What is {number} + 1?", "answer": f"#### {number + 1}"} for number in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert train(ending, dataset=path, max_steps=6, eval_size=64, students="generated:8")[0] == 0
+    assert train(ending, dataset=path, max_steps=4, eval_size=6)[0] == 0
     config = read_strictly(tmp_path / "run" / "run.json")["config"]
     assert config["dataset_source"] == f"{path}, 18 of 20 questions"
-    assert config["eval"] == (
-        f"16 held-out exercises (2 questions of {path}, split off by seed 0), memory: own"
-    )
+    held_out = f"2 questions of {path}, split off by seed 0"
+    assert config["eval"] == f"6 held-out exercises ({held_out}), memory: own"
     trained = {line["question_id"] for line in lines("completions.jsonl")}
     assert len(config["held_out"]) == 2 and trained and not trained & set(config["held_out"])
 

@@ -11,12 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT, REPO_ROOT, read_strictly, run_here, start_script
+from conftest import ENVIRONMENT, REPO_ROOT, read_lines, read_strictly, run_here, start_script
+from transformers import AutoTokenizer
 
+from cot.utils.models import load_model
 from cot.utils.paths import PROFILES_DIR
+from rl.cohorts import load_arms
+from rl.moments import plan_prompts
 from rl.rewards import TUTOR_WEIGHTS
 from rl.runs import COMPLETE, checkpoints, is_complete, step_of
-from rl.train_rl_memory import IDENTITY, build_parser, main
+from rl.settings import fill_preset
+from rl.splits import pick_moments
+from rl.train_rl_memory import IDENTITY, build_data, main, parse_args
 
 SCRIPT = "rl/train_rl_memory.py"
 WEIGHTS = TUTOR_WEIGHTS | {"coin": 0.5}
@@ -24,13 +30,12 @@ WEIGHTS = TUTOR_WEIGHTS | {"coin": 0.5}
 
 @pytest.fixture(scope="module")
 def school(tmp_path_factory) -> Path:
-    """Three students with their simulated memories."""
-    from rl.simulate_students import main as simulate
-
+    """Three of the bundled students with their memories."""
     folder = tmp_path_factory.mktemp("school")
+    (folder / "memory").mkdir()
     for student in ("S001", "S004", "S005"):
-        shutil.copy(PROFILES_DIR / f"{student}.json", folder)
-    assert run_here(simulate, "--profiles_dir", folder, "--interactions_per_chapter", 6)[0] == 0
+        for name in (f"{student}.json", f"memory/{student}.jsonl"):
+            shutil.copy(PROFILES_DIR / name, folder / name)
     return folder
 
 
@@ -60,6 +65,9 @@ def flags(school, tiny_tutor):
     return make
 
 
+MIXED = {"memory_mix": "0.34,0.33,0.33", "max_steps": 4, "save_steps": 2, "eval_size": 4}
+
+
 def train(*argv) -> int:
     code, _, error = run_here(main, *argv)
     print(error)  # pytest shows it when the test fails
@@ -68,14 +76,10 @@ def train(*argv) -> int:
 
 @pytest.fixture(scope="module")
 def finished(flags, tmp_path_factory) -> Path:
-    """A run of two steps, a checkpoint after each, with held-out scores."""
+    """A run of four steps with prompts of every arm, two checkpoints, and held-out scores."""
     folder = tmp_path_factory.mktemp("finished")
-    assert train(*flags(output_dir=folder, save_steps=1, eval_size=4)) == 0
+    assert train(*flags(output_dir=folder, **MIXED)) == 0
     return folder
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def prompts_seen(folder: Path, *also: str) -> list[tuple]:
@@ -93,157 +97,108 @@ def wait_for(path: Path, lines: int, process: subprocess.Popen | None = None) ->
         time.sleep(0.02)
 
 
-def continue_later(folder: Path) -> None:
-    """Leaves a finished run as one that was stopped after its last checkpoint."""
-    run = read_strictly(folder / "run.json")
-    (folder / "run.json").write_text(json.dumps(run | {"status": "cancelled"}))
-
-
 # --- flags ------------------------------------------------------------------------------------------------
-
-
-def test_a_default_that_depends_on_the_machine_is_printed_with_both_values():
-    text = " ".join(build_parser().format_help().split())
-    assert "optimizer steps; default: 500 on a GPU, 100 on a CPU" in text
-    assert "--top_k is 2 on a GPU, 0 on a CPU; --memory_tokens 256 on a GPU, 48 on a CPU" in text
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--grpo", "temperature"], "expected KEY=VALUE"),
-        (["--grpo", "temperature=0"], "--grpo temperature=0: expected a number above 0"),
-        (["--seed", "99999999999"], "at most 4.29497e+09"),
-        (["--reward_weights", "corect=1"], "--reward_weights corect=1"),
-        (["--num_generations", "1"], "at least 2"),
-        (["--loss_type", "bogus"], "invalid choice"),
-        (["--resume", "/nowhere"], "expected auto, never or a checkpoint"),
-        (["--config", "/nowhere.yaml"], "/nowhere.yaml: No such file"),
-        (["--max_step", "2"], "unrecognized"),
+        (["--grpo", "temperatur=0.9"], "did you mean temperature?"),
+        (["--students", "S001"], "--students S001: shuffled memory and the margin need a second student"),
     ],
 )
-def test_a_mistyped_flag_is_one_line_and_exit_2(argv, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error
-    assert error.count("\n") == 1
-
-
-def test_a_field_that_trl_does_not_have_is_named_before_anything_is_made(flags, tmp_path):
-    folder = tmp_path / "run"
-    code, _, error = run_here(main, *flags(output_dir=folder), "--grpo", "temperatur=0.9")
-    assert code == 2 and "did you mean temperature?" in error and error.count("\n") == 1
-    assert not list(folder.iterdir())
-
-
-def test_a_single_student_is_refused_where_another_is_needed(flags, tmp_path):
-    argv = [*flags(output_dir=tmp_path), "--students", "S001"]
-    code, _, error = run_here(main, *argv)
-    assert code == 2 and "--students S001: shuffled memory and the margin need a second student" in error
+def test_what_cannot_be_trained_is_refused_before_anything_is_made(flags, tmp_path, argv, message):
+    code, _, error = run_here(main, *flags(output_dir=tmp_path), *argv)
+    assert code == 2 and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 # --- a run ------------------------------------------------------------------------------------------------
 
 
-def test_two_steps_write_every_output(finished, flags):
-    from cot.utils.models import load_model
-
+def test_a_run_writes_every_output(finished, flags):
     lines = read_lines(finished / "metrics.jsonl")
     steps = [line for line in lines if "reward" in line]
-    assert [line["step"] for line in steps] == [1, 2]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
     logged = {"kl", "entropy", "frac_reward_zero_std", "completions/clipped_ratio", "copying", "reward_share"}
     logged |= {f"rewards/{part}/{stat}" for part in WEIGHTS for stat in ("mean", "std")}
     assert all(logged <= set(line) for line in steps)
-    assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 2]
+    assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 4]
     scores = ["accuracy", "fidelity", "style", "support_fit", "copying", "names_student", "output_tokens"]
     assert set(lines[0]) == {"step", "eval/breakage", *(f"eval/{name}" for name in scores)}
 
-    sample = read_lines(finished / "completions.jsonl")
-    assert len(sample) == 2 * 8  # two steps of two groups of four
-    assert len({line["prompt"] for line in sample[:4]}) == 1 and sample[0]["prompt"] != sample[4]["prompt"]
-    assert set(sample[0]["rewards"]) == set(WEIGHTS)
-
     run = read_strictly(finished / "run.json")
-    assert run["status"] == "success" and run["config"]["rows"] == 4 and run["summary"]["after"]
+    assert run["status"] == "success" and run["config"]["rows"] == 8 and run["summary"]["after"]
     made_from = {"students_content", "questions_content", "model_revision", "code_version"}
     assert set(run["config"]["identity"]) == {*IDENTITY, *made_from}
     assert (finished / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    card = (finished / "model" / "README.md").read_text()
-    assert "| fidelity | 1 |" in card and "own" in card
+    assert "| fidelity | 1 |" in (finished / "model" / "README.md").read_text()
     model, tokenizer = load_model(str(finished / "model"), "cpu", "float32")
     assert tokenizer.chat_template and model.num_parameters() > 0
-    assert [path.name for path in checkpoints(finished)] == ["checkpoint-1", "checkpoint-2"]
+    assert [path.name for path in checkpoints(finished)] == ["checkpoint-2", "checkpoint-4"]
     assert all(map(is_complete, checkpoints(finished)))
-    assert train(*flags(output_dir=finished)) == 2  # finished: refused, not overwritten
+    assert train(*flags(output_dir=finished, **MIXED)) == 2  # finished: refused, not overwritten
 
 
-def test_mixed_arms_show_and_pay_what_they_say(flags, tmp_path):
-    assert train(*flags(output_dir=tmp_path, memory_mix="0.34,0.33,0.33", max_steps=4)) == 0
-    lines = read_lines(tmp_path / "completions.jsonl")
+def test_mixed_arms_show_and_pay_what_they_say(finished):
+    lines = read_lines(finished / "completions.jsonl")
+    assert len(lines) == 4 * 8  # four steps of two groups of four, whose prompt is one
+    assert len({line["prompt"] for line in lines[:4]}) == 1 and lines[0]["prompt"] != lines[4]["prompt"]
     assert {line["memory_arm"] for line in lines} == {"own", "none", "shuffled"}
     for line in lines:
         own = f"Student {line['student_id']}," in line["prompt"]
         assert own == (line["memory_arm"] == "own")
         assert ("Student " in line["prompt"]) == (line["memory"] != "") == (line["memory_arm"] != "none")
         # fit is paid only where the memory is the student's own
+        assert set(line["rewards"]) == set(WEIGHTS) and line["rewards"]["correct"] is not None
         assert (line["rewards"]["fidelity"] is not None) == own
         assert (line["rewards"]["memory_margin"] is not None) == own
-        assert line["rewards"]["correct"] is not None
 
 
-def test_the_control_with_anothers_memory_is_paid_for_fit(flags, tmp_path):
-    assert train(*flags(output_dir=tmp_path, memory="shuffled", max_steps=1)) == 0
-    for line in read_lines(tmp_path / "completions.jsonl"):
-        assert line["memory_arm"] == "shuffled" and line["rewards"]["fidelity"] is not None
-        assert f"Student {line['student_id']}," not in line["prompt"] and "Student " in line["prompt"]
+@pytest.mark.parametrize("memory", ["none", "shuffled"])
+def test_a_control_shows_its_memory_alone_and_anothers_is_paid_for_fit(flags, tiny_tutor, memory):
+    args = parse_args(flags(memory=memory, max_steps=4))
+    fill_preset(args)
+    arms = load_arms(args)
+    moments, _, _ = pick_moments(args, arms)
+    shape, room = plan_prompts(args, context=None)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tutor)
+    rows, dropped = build_data(args, tokenizer, arms, moments, shape, room, prompt_format=None)
+    assert (len(rows), dropped, {row["memory_arm"] for row in rows}) == (8, 0, {memory})
+    for row in rows:
+        assert f"Student {row['student_id']}," not in row["prompt"]
+        assert ("Student " in row["prompt"]) == (memory == "shuffled")
+        assert row["fit_to"] == (row["student_id"] if memory == "shuffled" else None)
 
 
 @pytest.mark.slow
-def test_a_lora_adapter_is_trained_and_loads_with_its_base(flags, tmp_path):
-    from cot.utils.models import load_model
-
-    assert train(*flags(output_dir=tmp_path, max_steps=1), "--use_peft", "--lora_r", "2") == 0
+def test_a_lora_adapter_is_trained_and_a_tracker_gets_the_curves(flags, tmp_path):
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    argv = flags(output_dir=tmp_path, max_steps=1, report_to="tensorboard", lora_r=2)
+    assert train(*argv, "--use_peft") == 0
     assert (tmp_path / "model" / "adapter_model.safetensors").exists()
     load_model(str(tmp_path / "model"), "cpu", "float32")
-
-
-@pytest.mark.slow
-def test_a_tracker_gets_the_curves(flags, tmp_path):
-    pytest.importorskip("tensorboard", reason="pip install tensorboard")
-    assert train(*flags(output_dir=tmp_path, report_to="tensorboard", max_steps=1)) == 0
     assert list(tmp_path.rglob("events.out.tfevents.*"))
-
-
-@pytest.mark.slow
-def test_the_bundled_pretrained_model_trains(school, tmp_path, bundled):
-    argv = ["--model_name", "bundled", "--profiles_dir", school, "--output_dir", tmp_path]
-    argv += ["--max_steps", "1", "--num_generations", "4", "--prompts_per_step", "1", "--use_peft"]
-    argv += ["--reward_weights", "coin=1", "--grpo", "mask_truncated_completions=false"]
-    # few tokens: each of them costs 135 million parameters
-    argv += ["--max_completion_length", "5", "--cot_prompt", "Solve."]
-    argv += ["--eval_size", "0", "--sample_every", "1", "--preset", "cpu"]
-    assert train(*argv) == 0
-    assert (tmp_path / "model" / "adapter_model.safetensors").exists()
-    assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
 
 
 # --- what ends a run, and how it continues ----------------------------------------------------------------
 
 
-def test_what_decides_a_run_is_refused_by_name_when_it_changes(flags, school, tmp_path):
+def test_what_decides_a_run_is_refused_by_name_when_it_changes(finished, flags, school, tmp_path):
     run, other = tmp_path / "run", tmp_path / "school"
-    assert train(*flags(output_dir=run, save_steps=1, max_steps=1)) == 0
-    continue_later(run)
+    shutil.copytree(finished, run)
+    stopped = read_strictly(run / "run.json") | {"status": "cancelled"}
+    (run / "run.json").write_text(json.dumps(stopped))
     shutil.copytree(school, other)
     log = other / "memory" / "S001.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
 
     for changes, message in (
         ({"memory": "none"}, "--memory none: the checkpoint was made with own"),
+        ({"memory_mix": "1,0,0"}, "--memory_mix [1.0, 0.0, 0.0]: the checkpoint was made with [0.34, 0"),
         ({"profiles_dir": other}, "--profiles_dir: the profiles or memories changed"),
     ):
-        code, _, error = run_here(main, *flags(output_dir=run, max_steps=1, **changes))
+        code, _, error = run_here(main, *flags(output_dir=run, **MIXED | changes))
         assert code == 2 and message in error and error.count("\n") == 1
 
 
@@ -268,12 +223,12 @@ def kill_while_a_checkpoint_is_written(process: subprocess.Popen, folder: Path) 
 @pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written_and_resumed_sees_the_prompts_of_a_straight_run(flags, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    options = {"max_steps": 16, "save_steps": 2}
+    options = {"max_steps": 12, "save_steps": 2}
     assert train(*flags(output_dir=straight, **options)) == 0
 
     process = start_script(SCRIPT, *flags(output_dir=killed, **options))
     half = kill_while_a_checkpoint_is_written(process, killed)
-    assert not is_complete(half) and step_of(half) in range(4, 17, 2)
+    assert not is_complete(half) and step_of(half) in range(4, 13, 2)
 
     code, stdout, stderr = run_here(main, *flags(output_dir=killed, **options))
     assert code == 0, stderr
@@ -281,7 +236,7 @@ def test_killed_while_a_checkpoint_is_written_and_resumed_sees_the_prompts_of_a_
     assert (killed / f"broken-{half.name}").is_dir()
     # the generators' states resume as well
     assert prompts_seen(killed, "completion") == prompts_seen(straight, "completion")
-    assert [line["step"] for line in read_lines(killed / "metrics.jsonl")] == list(range(1, 17))
+    assert [line["step"] for line in read_lines(killed / "metrics.jsonl")] == list(range(1, 13))
 
 
 def test_sigterm_saves_a_checkpoint_and_no_model(flags, tmp_path):
@@ -333,19 +288,17 @@ def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, flags, tmp_path):
-    one, two = finished, tmp_path / "two"
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", str(REPO_ROOT / SCRIPT)]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, *flags(output_dir=two, eval_size=4)],
+        [sys.executable, "-m", *launch, *flags(output_dir=tmp_path, **MIXED)],
         env=ENVIRONMENT | {"PYTHONPATH": str(REPO_ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert prompts_seen(two) == prompts_seen(one)  # both processes' groups, in order
-    assert len(prompts_seen(two)) == 16 and len(set(prompts_seen(two))) == 4  # 2 steps of 2 groups of 4
-    steps = [[line["step"] for line in read_lines(run / "metrics.jsonl")] for run in (one, two)]
-    assert steps[0] == steps[1]
-    assert (two / "model" / "model.safetensors").exists() and (two / "curves.png").exists()
+    assert prompts_seen(tmp_path) == prompts_seen(finished)  # both processes' groups, in order
+    one, two = ([line["step"] for line in read_lines(run / "metrics.jsonl")] for run in (finished, tmp_path))
+    assert one == two
+    assert (tmp_path / "model" / "model.safetensors").exists() and (tmp_path / "curves.png").exists()

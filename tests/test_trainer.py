@@ -5,129 +5,108 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import plant_policy
+from transformers import Qwen2ForCausalLM
 
-import rl.trainer
 from cot.utils.memory_arms import MemoryArms, PromptShape
+from cot.utils.models import load_model
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import Question
 from cot.utils.student_files import load_profiles
 from rl.trainer import make_evaluator, smaller_batch
 
 
-def test_the_next_valid_batch_is_named_then_what_else_saves_memory():
-    def advice(size, accumulation):
-        config = SimpleNamespace(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
-        return smaller_batch(config)
+@pytest.mark.parametrize(
+    ("size", "accumulation", "advice"),
+    [
+        (8, 1, "--per_device_train_batch_size 4"),
+        (12, 1, "--per_device_train_batch_size 6"),
+        (5, 1, "--per_device_train_batch_size 1"),
+        (1, 8, "--use_peft, or a smaller --max_completion_length or --num_generations"),
+    ],
+)
+def test_the_next_valid_batch_is_named_then_what_else_saves_memory(size, accumulation, advice):
+    config = SimpleNamespace(per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
+    assert smaller_batch(config) == advice
 
-    assert advice(8, 1) == "--per_device_train_batch_size 4"
-    assert advice(12, 1) == "--per_device_train_batch_size 6"
-    assert advice(5, 1) == "--per_device_train_batch_size 1"
-    assert advice(1, 8).startswith("--use_peft")
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    """Folders of two policies, by what each answers to everything."""
+    root = tmp_path_factory.mktemp("policies")
+    return {digit: plant_policy(root / digit, {"": {digit: 1.0}, digit: {"<|end|>": 1.0}}) for digit in "12"}
 
 
 @pytest.fixture
-def evaluator(tiny_llama, tmp_path, monkeypatch):
-    """An evaluator of four moments whose policy's records are planted; and what the policy was asked."""
-    asked, planted = [], []
-
-    def answer(_engine, rows, prompts, _profiles, seed):
-        asked.append((rows, prompts, seed))
-        return planted.pop(0)
-
-    monkeypatch.setattr(rl.trainer, "TransformersEngine", lambda *_args: None)
-    monkeypatch.setattr(rl.trainer, "answer_now", answer)
+def evaluator(policies, tmp_path):
+    """Makes a function that evaluates a policy on questions, by their gold answers, for the student S001."""
     arms = MemoryArms(load_profiles(PROFILES_DIR), {}, embedder=None, seed=0)
-    moments = [arms.moment("S001", Question(str(n), f"What is {n}+1?", "#### 1")) for n in range(4)]
-    evaluate = make_evaluator(
-        tokenizer=tiny_llama[1],
-        arms=arms,
-        moments=moments,
-        arm="own",
-        shape=PromptShape("Solve.", memory_tokens=200),
-        max_prompt_tokens=None,
-        max_new_tokens=8,
-        seed=5,
-        base_file=tmp_path / "eval_base.json",
+    _, tokenizer = load_model(str(policies["1"]), "cpu", "float32")
+
+    def make(questions: dict[str, str], arm: str):
+        asked = [Question(text, text, f"#### {gold}") for text, gold in questions.items()]
+        return make_evaluator(
+            tokenizer=tokenizer,
+            arms=arms,
+            moments=[arms.moment("S001", question) for question in asked],
+            arm=arm,
+            shape=PromptShape("Solve.", memory_tokens=200),
+            max_prompt_tokens=None,
+            max_new_tokens=4,
+            seed=5,
+            base_file=tmp_path / "eval_base.json",
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("arm", ["own", "none"])
+def test_breakage_counts_against_what_the_first_policy_had_right(evaluator, policies, tmp_path, arm):
+    evaluate = evaluator({"a?": "1", "b?": "1", "c?": "2", "d?": "1"}, arm)
+    (one, tokenizer), (two, _) = (load_model(str(policies[digit]), "cpu", "float32") for digit in "12")
+    prompts = []
+    one.register_forward_pre_hook(
+        lambda _, args, named: prompts.extend(tokenizer.batch_decode(named["input_ids"])), with_kwargs=True
     )
-    return evaluate, planted, asked
-
-
-def record(correct, fidelity=0.5, tokens=10):
-    return {
-        "correct": correct,
-        "fidelity": fidelity,
-        "style_met": True,
-        "support_fit": 1.0,
-        "copying": 0.0,
-        "names_student": False,
-        "output_tokens": tokens,
-        "error": None,
-    }
-
-
-def test_breakage_counts_against_what_the_first_policy_had_right(evaluator, tmp_path):
-    evaluate, planted, asked = evaluator
-    model = torch.nn.Linear(1, 1).train()
-    planted += [
-        [record(True), record(True), record(False), record(True)],
-        [record(True, fidelity=1.0, tokens=30), record(False), record(True), record(False)],
-    ]
-    first, second = evaluate(model), evaluate(model)
-    assert (first["accuracy"], first["breakage"]) == (0.75, 0.0)
-    assert second["breakage"] == round(2 / 3, 4)  # of three that were right
-    assert (second["accuracy"], second["fidelity"], second["output_tokens"]) == (0.5, 0.625, 15.0)
-    assert set(second) == {
-        "accuracy",
-        "fidelity",
-        "style",
-        "support_fit",
-        "copying",
-        "names_student",
-        "output_tokens",
-        "breakage",
-    }
+    one.train()
+    first, second = evaluate(one), evaluate(two)
+    assert one.training  # as it was
+    assert (first["accuracy"], first["breakage"], first["output_tokens"]) == (0.75, 0.0, 2.0)  # 1 and its end
+    assert (second["accuracy"], second["breakage"]) == (0.25, 1.0)  # of three that were right
+    measures = ["fidelity", "style", "support_fit", "copying", "names_student"]
+    assert set(second) == {"accuracy", *measures, "output_tokens", "breakage"}
     assert json.loads((tmp_path / "eval_base.json").read_text()) == {"correct": [True, True, False, True]}
-    assert model.training  # as it was
-
-    rows, prompts, seed = asked[0]
-    assert seed == 5 and {row.temperature for row in rows} == {0.0}
-    assert all("Student S001," in prompt.text for prompt in prompts)
+    asked = [prompt for prompt in prompts if "Solve." in prompt]
+    assert len(asked) >= 4 and all(("Student S001," in prompt) == (arm == "own") for prompt in asked)
 
 
-def test_an_answer_that_failed_counts_as_wrong_in_everything(evaluator):
-    evaluate, planted, _ = evaluator
-    planted.append([dict.fromkeys(record(True))] * 4)
-    scores = evaluate(torch.nn.Linear(1, 1))
+def test_an_answer_that_failed_counts_as_wrong_in_everything(evaluator, policies):
+    evaluate = evaluator({"1 + " * 2048: "1"}, "none")  # longer than the context
+    scores = evaluate(load_model(str(policies["1"]), "cpu", "float32")[0])
     assert scores.pop("breakage") is None  # nothing was right before
     assert set(scores.values()) == {0.0}
 
 
-def test_held_out_answers_for_which_memory_ran_out_are_left_out(tiny_llama, tmp_path, capsys):
-    """The third of four, whose prompt is the longest, and then all of them."""
-    from test_engine import ShortLlama
+class SmallMemory(Qwen2ForCausalLM):
+    """Runs out of memory where a pass has too many tokens a row."""
 
-    model, tokenizer = tiny_llama
-    limited = ShortLlama(model.config).eval()
-    limited.load_state_dict(model.state_dict())
-    arms = MemoryArms(load_profiles(PROFILES_DIR), {}, embedder=None, seed=0)
-    questions = [Question(str(n), f"{'1 + ' * 12 * (n == 2)}{n}?", "#### 123456") for n in range(4)]
-    evaluate = make_evaluator(
-        tokenizer=tokenizer,
-        arms=arms,
-        moments=[arms.moment("S001", question) for question in questions],
-        arm="none",
-        shape=PromptShape("Solve.", memory_tokens=200),
-        max_prompt_tokens=None,
-        max_new_tokens=4,
-        seed=5,
-        base_file=tmp_path / "eval_base.json",
-    )
-    limited.tokens_that_fit = 35  # of "Solve.", the question and "Answer:" the third has more
-    first = evaluate(limited)
-    assert "warning: memory ran out for 1 of 4 held-out answers" in capsys.readouterr().out
-    assert json.loads((tmp_path / "eval_base.json").read_text()) == {"correct": [False, False, None, False]}
-    assert first["output_tokens"] > 0 and first["accuracy"] == 0.0
+    tokens_that_fit = 0
 
-    limited.tokens_that_fit = 0
-    nothing = evaluate(limited)
-    assert set(nothing.values()) == {None}
+    def forward(self, input_ids=None, **kwargs):
+        if input_ids.shape[1] > self.tokens_that_fit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+def test_held_out_answers_for_which_memory_ran_out_are_left_out(evaluator, policies, tmp_path, capsys):
+    """Of the second of three, whose prompt is the longest, and then of all."""
+    model = SmallMemory.from_pretrained(policies["1"])
+    evaluate = evaluator({"a?": "1", "1 + " * 12: "1", "b?": "1"}, "none")
+    model.tokens_that_fit = 40
+    first = evaluate(model)
+    assert "warning: memory ran out for 1 of 3 held-out answers" in capsys.readouterr().out
+    assert json.loads((tmp_path / "eval_base.json").read_text()) == {"correct": [True, None, True]}
+    assert (first["accuracy"], first["output_tokens"]) == (1.0, 2.0)
+
+    model.tokens_that_fit = 0
+    assert set(evaluate(model).values()) == {None}

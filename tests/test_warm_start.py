@@ -18,6 +18,7 @@ from cot.utils.model_names import TUTOR
 from cot.utils.models import load_model
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.prompts import FENCE_CLOSE, FENCE_OPEN, MEMORY_NOTE, build_prompt
+from cot.utils.textbook import pick_chapters
 from rl.explanations import calculations
 from rl.lessons import CHAPTERS, Lesson
 from rl.supervised import IGNORED, make_batch
@@ -26,13 +27,11 @@ from rl.warm_start import build_parser, examine, load_arms, main
 
 @pytest.fixture(scope="module")
 def school(tmp_path_factory) -> Path:
-    """Two students with their simulated memories."""
-    from rl.simulate_students import main as simulate
-
+    """Two of the bundled students with their memories."""
     folder = tmp_path_factory.mktemp("school")
-    for student in ("S001", "S005"):
-        shutil.copy(PROFILES_DIR / f"{student}.json", folder)
-    assert run_here(simulate, "--profiles_dir", folder, "--interactions_per_chapter", 4)[0] == 0
+    (folder / "memory").mkdir()
+    for name in ("S001.json", "S005.json", "memory/S001.jsonl", "memory/S005.jsonl"):
+        shutil.copy(PROFILES_DIR / name, folder / name)
     return folder
 
 
@@ -51,29 +50,18 @@ def made(school, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_policy_is_made_again_from_its_seed(made, school, tmp_path):
-    weights = (made / "model.safetensors").read_bytes()
-    assert (make(school, tmp_path / "again") / "model.safetensors").read_bytes() == weights
-    assert (make(school, tmp_path / "other", seed=1) / "model.safetensors").read_bytes() != weights
-
-
-@pytest.mark.slow
 def test_another_model_is_continued_with_its_own_tokenizer(made, school, tmp_path):
-    further = make(school, tmp_path / "further", model_name=made, learning_rate=1e-3)
+    # at a rate of nearly nothing the weights stay: it is this model that was continued
+    further = make(school, tmp_path / "further", model_name=made, learning_rate=1e-6, steps=3)
     vocabularies = [json.loads((f / "tokenizer.json").read_text())["model"]["vocab"] for f in (further, made)]
     assert vocabularies[0] == vocabularies[1]
-    config = json.loads((further / "config.json").read_text())
-    assert (config["hidden_size"], config["num_hidden_layers"]) == (32, 1)
-    assert (further / "model.safetensors").read_bytes() != (made / "model.safetensors").read_bytes()
-    # at a rate of nearly nothing the weights stay: it is this model that was continued
-    still = make(school, tmp_path / "still", model_name=made, learning_rate=1e-6, steps=1)
-    before, after = (load_file(folder / "model.safetensors") for folder in (made, still))
-    assert all((after[name] - before[name]).abs().max() < 1e-5 for name in before)
+    before, after = (load_file(folder / "model.safetensors") for folder in (made, further))
+    assert 0 < max((after[name] - before[name]).abs().max() for name in before) < 1e-5
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path):
-    flags = {"profiles_dir": school, "rows": 100, "steps": 40, "memory_steps": 12, "eval_size": 8}
+    flags = {"profiles_dir": school, "rows": 100, "steps": 24, "memory_steps": 8, "eval_size": 8}
     flags |= {"model_name": made, "students": 4, "learning_rate": 1e-3, "batch_rows": 8}
 
     def arguments(folder: str, **changes) -> list[str]:
@@ -107,11 +95,6 @@ def test_an_adapter_is_trained_and_its_base_stays(made, school, tmp_path):
     name = "model.layers.0.self_attn.q_proj.weight"
     assert (dict(model.named_parameters())[name] - before[name]).abs().max() > 0
     assert torch.equal(model.get_input_embeddings().weight, before["model.embed_tokens.weight"])
-
-
-def test_a_fresh_model_has_no_adapter(tmp_path):
-    code, _, error = run_here(main, "--use_peft", "--output_dir", tmp_path)
-    assert code == 2 and "--use_peft: a fresh model has no weights that could stay" in error
 
 
 def test_it_loads_as_any_model_and_its_prompts_are_short(made):
@@ -158,36 +141,38 @@ def test_only_the_explanation_is_learned_and_its_end(made):
         assert (rest == tokenizer.pad_token_id).all()
 
 
-def test_a_width_that_the_heads_cannot_share_is_refused(school, tmp_path):
-    code, _, error = run_here(main, "--hidden_size", 40, "--output_dir", tmp_path)
-    assert code == 2 and "--hidden_size 40: expected a multiple of 16" in error
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--hidden_size", "40"], "--hidden_size 40: expected a multiple of 16"),
+        (["--use_peft"], "--use_peft: a fresh model has no weights that could stay"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused(tmp_path, flags, message):
+    code, _, error = run_here(main, *flags, "--output_dir", tmp_path)
+    assert code == 2 and message in error
 
 
-def test_the_policy_in_the_repository_is_small_and_of_safe_files_only():
+def test_the_policy_in_the_repository_is_small_safe_and_made_by_the_command_without_flags():
     files = [path for path in TUTOR.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
     assert sum(path.stat().st_size for path in files) < 6_000_000
-
-
-def test_the_policy_in_the_repository_was_made_by_the_command_without_flags():
     made_with = json.loads((TUTOR / "training.json").read_text())["config"]
     defaults = vars(build_parser().parse_args([]))
     assert made_with == {name: defaults[name] for name in made_with} and "steps" in made_with
 
 
 @pytest.mark.slow
-def test_the_policy_in_the_repository_solves_a_part_and_hardly_follows_needs():
-    """It was never taught to follow a memory; the state of a skill it reads there nevertheless."""
-    from cot.utils.textbook import pick_chapters
-
-    args = build_parser().parse_args(["--eval_size", "200", "--seed", "7"])
+def test_the_policy_in_the_repository_does_what_its_record_says():
+    """It solves a part, and was never taught to follow a memory."""
+    args = build_parser().parse_args(["--eval_size", "40", "--seed", "7", "--students", "40"])
     model, tokenizer = load_model(str(TUTOR), "cpu", "float32")
     chapters = pick_chapters(CHAPTERS)
     _, _, examined = load_arms(args, chapters)
     found = examine(args, model, tokenizer, examined, chapters)
-    own, none, shuffled = (found[f"{arm}_temperature_1"] for arm in ("own", "none", "shuffled"))
-    assert 0.1 < own["accuracy"] < 0.9
-    assert own["style"] < 0.4 and own["copying"] == 0  # chance is .2
-    for other in (none, shuffled):
-        assert abs(own["style"] - other["style"]) < 0.15
-        assert abs(own["fidelity"] - other["fidelity"]) < 0.15
+    record = json.loads((TUTOR / "training.json").read_text())["held_out"]
+    for condition in ("own_temperature_1", "none_temperature_1", "shuffled_temperature_0"):
+        for measure in ("accuracy", "style", "fidelity", "copying"):
+            # three standard errors of 40 answers that are right half of the time
+            assert found[condition][measure] == pytest.approx(record[condition][measure], abs=0.24), condition
+    assert record["own_temperature_1"]["style"] < 0.3  # chance is .2
