@@ -130,7 +130,13 @@ def main() -> int:
     memory = run_straight([*flags, "--output_dir", str(straight)], straight)
     straight_s, start = time.monotonic() - start, time.monotonic()
     reader = read_on(killed, folder / "reads")
-    kills = run_killed([*flags, "--output_dir", str(killed)], killed, args.every_s, random.Random(args.seed))
+    kills = run_killed(
+        [*flags, "--output_dir", str(killed)],
+        folder=killed,
+        lines=count_lines(straight) - 1,  # without the mark of its end
+        every_s=args.every_s,
+        rng=random.Random(args.seed),
+    )
     assert os.waitpid(reader, os.WNOHANG) == (0, 0), "a result file was not strict JSON"
     os.kill(reader, signal.SIGKILL)
     os.waitpid(reader, 0)
