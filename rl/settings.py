@@ -172,11 +172,11 @@ def check_optional(args: argparse.Namespace) -> None:
     Raises:
         UserError: one of them is not installed.
     """
-    require("matplotlib", *(["sentence_transformers"] if args.top_k else []))
     needed = {"--use_vllm": "vllm" if args.use_vllm else "none", "--report_to": args.report_to}
     for flag, package in needed.items():
         if package != "none" and importlib.util.find_spec(package) is None:
             raise UserError(f"{flag}: {package} is not installed: pip install {package}")
+    require("matplotlib", *(["sentence_transformers"] if args.top_k else []))
 
 
 def find_base(model_name: str) -> "ModelSource":
