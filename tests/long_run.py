@@ -66,8 +66,8 @@ def run_straight(flags: list[str], folder: Path) -> list[int]:
     process, lines, memory = fork_here(run_baseline_cot.main, *flags), 2, []
     while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0):
         if (found := count_lines(folder)) > lines:
-            status = Path(f"/proc/{process}/status").read_text()
-            memory.append(int(status.partition("VmRSS:")[2].split()[0]) >> 10)
+            resident = Path(f"/proc/{process}/status").read_text().partition("VmRSS:")[2].split()
+            memory += [int(resident[0]) >> 10] if resident else []  # none of a process that has just ended
             lines = found
         time.sleep(0.2)
     assert os.waitstatus_to_exitcode(ended[1]) == 0
