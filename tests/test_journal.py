@@ -2,13 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
-from conftest import run_python
+from conftest import REPO_ROOT, run_python
 
 from cot.utils.errors import UserError
 from cot.utils.files import read_json_lines
-from cot.utils.journal import open_journal, read_headers
+from cot.utils.journal import join_journal, open_journal, read_headers
 
 
 def test_an_unfinished_run_continues_and_a_finished_one_does_not(tmp_path):
@@ -106,3 +110,82 @@ def test_a_killed_process_leaves_its_whole_batches_and_no_lock(tmp_path):
     again = open_journal(tmp_path, "key", {})
     assert again.batches == [{"records": {"x": 1}}]
     again.close()
+
+
+# ---- several processes
+
+
+def test_each_process_writes_a_part_of_its_own_and_whoever_opens_the_run_again_reads_all(tmp_path):
+    first = open_journal(tmp_path, "key", {"started": "a"})
+    second = join_journal(first.path, rank=1)
+    assert (second.stamp, second.header, second.batches) == (first.stamp, first.header, [])
+    first.append({"records": {"x": 1}})
+    second.append({"records": {"y": 2}})
+    assert first.read_others() == [{"records": {"y": 2}}]
+    second.close()
+    again = join_journal(first.path, rank=1)
+    assert again.batches == [{"records": {"x": 1}}, {"records": {"y": 2}}]
+    again.close()
+    first.close()
+    assert list(read_headers(tmp_path)) == [first.path.name]  # parts are no runs
+
+    alone = open_journal(tmp_path, "key", {})
+    assert alone.batches == [{"records": {"x": 1}}, {"records": {"y": 2}}]
+    alone.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"journal_{alone.stamp}.jsonl",
+        f"journal_{alone.stamp}_rank1.jsonl",
+    ]
+
+
+def test_a_line_that_another_process_is_writing_is_left_alone_and_a_torn_one_of_a_dead_one_cut(
+    tmp_path, capsys
+):
+    first = open_journal(tmp_path, "key", {})
+    second = join_journal(first.path, rank=1)
+    second.append({"records": {"y": 2}})
+    part = tmp_path / f"journal_{first.stamp}_rank1.jsonl"
+    with part.open("a") as file:
+        file.write('{"records": {"z"')
+    assert first.read_others() == [{"records": {"y": 2}}]
+    assert part.read_text().endswith('{"z"') and capsys.readouterr().err == ""
+    second.close()
+    with first.take_over(1) as batches:
+        assert batches == [{"records": {"y": 2}}]
+    assert part.read_text().endswith("}\n") and "torn last line dropped (16 bytes)" in capsys.readouterr().err
+    first.close()
+
+
+JOIN = "import os, sys; from pathlib import Path; from cot.utils.journal import join_journal\n"
+JOIN += "journal = join_journal(Path(sys.argv[1]), rank=1); journal.append({'records': {'y': 2}})\n"
+
+
+def test_process_0_waits_for_another_to_end_however_it_ends(tmp_path):
+    first = open_journal(tmp_path, "key", {})
+    command = [sys.executable, "-c", JOIN + "sys.stdin.read(1); os.kill(os.getpid(), 9)", str(first.path)]
+    other = subprocess.Popen(command, cwd=REPO_ROOT, stdin=subprocess.PIPE)
+    while not first.read_others():
+        time.sleep(0.02)
+    threading.Timer(0.5, other.stdin.close).start()  # it then ends itself
+    waited = time.monotonic()
+    with first.take_over(1) as batches:
+        assert batches == [{"records": {"y": 2}}]
+        assert time.monotonic() - waited > 0.4
+    assert other.wait() == -signal.SIGKILL
+    first.close()
+
+
+def test_a_process_that_outlives_process_0_keeps_the_run_to_itself(tmp_path):
+    first = open_journal(tmp_path, "key", {})
+    second = join_journal(first.path, rank=1)
+    first.close()
+    assert f"process {os.getpid()} is at this run" in run_python(OPEN, tmp_path).stderr
+    second.close()
+    assert run_python(OPEN, tmp_path).returncode == 0
+
+
+def test_a_run_that_another_machine_does_not_see_is_named(tmp_path):
+    with pytest.raises(
+        UserError, match=r"journal_1\.jsonl: process 1 does not find it; all machines must share"
+    ):
+        join_journal(tmp_path / "journal_1.jsonl", rank=1)

@@ -227,7 +227,7 @@ def lock_file(path: Path, busy: str, timeout_s: float = 0.0) -> "FileLock":
     Args:
         path: the lock's own file, not the one that it protects.
         busy: what to say where another process holds it.
-        timeout_s: how long to wait for that process; it is not waited for unless told.
+        timeout_s: how long to wait for that process; it is not waited for unless told. Below 0, for ever.
 
     Raises:
         UserError: `busy`.
