@@ -36,6 +36,7 @@ from cot.utils.cli import (
 from cot.utils.errors import UserError, script_frame
 from cot.utils.model_names import BASE
 from cot.utils.paths import DATA_DIR, PROFILES_DIR, writable_dir
+from cot.utils.processes import refuse_launcher
 
 ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]  # side by side unless told
 
@@ -318,6 +319,8 @@ def run(args: argparse.Namespace) -> int:
     # who is asked what: a wrong flag ends here, before anything heavy loads
     if args.closed_loop and args.retry_failed:
         raise UserError("--retry_failed: not with --closed_loop, where later prompts follow from each answer")
+    if args.closed_loop:
+        refuse_launcher("--closed_loop")
     policies = resolve_policies(args.base, args.trained)
     fill_from_run(args, policies)
     profiles, logs, truths = choose_students(args)
@@ -345,6 +348,8 @@ def run(args: argparse.Namespace) -> int:
     evaluation = open_run(args, policies, truths, rows, config | scorers.describe(), folder)
     with evaluation:
         evaluation.generate()
+        if not evaluation.is_main:  # process 0 puts the answers of all together
+            return evaluation.exit_code
         path, document = evaluation.finish(
             measure=lambda records: measure(records, evaluation, scorers),
             summarize=lambda records: summarize(records, args, policies, truths, scorers.embedder),

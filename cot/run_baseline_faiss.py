@@ -155,6 +155,8 @@ def run(args: argparse.Namespace) -> int:
         tokenizers=tokenizers,
     ) as sweep:
         sweep.generate()
+        if not sweep.is_main:  # process 0 puts the answers of all together
+            return sweep.exit_code
         finish_sweep(sweep, scorers)
     return sweep.exit_code
 

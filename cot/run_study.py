@@ -184,6 +184,8 @@ def run(args: argparse.Namespace) -> int:
         tokenizers=tokenizers,
     ) as study:
         study.generate()
+        if not study.is_main:  # process 0 puts the answers of all together
+            return study.exit_code
         path, document = study.finish(
             measure=measure, summarize=lambda records: summarize(records, args.temperatures)
         )

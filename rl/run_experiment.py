@@ -32,6 +32,7 @@ from cot.utils.errors import EXIT_UNEXPECTED, UserError, script_frame
 from cot.utils.files import write_answers
 from cot.utils.model_names import BASE
 from cot.utils.paths import DATA_DIR, writable_dir
+from cot.utils.processes import refuse_launcher
 from rl.settings import GENERATED, PRESETS
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
     # who is asked what, and the policies that answer
+    refuse_launcher(Path(__file__).name)
     folder, base = writable_dir(args.output_dir), resolve_model(args.model_name)
     models = {(BASE, 0): base}
     if args.supervised:

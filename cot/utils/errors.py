@@ -85,6 +85,11 @@ class _Terminal(io.FileIO):
             return len(data)
 
 
+def is_main_process() -> bool:
+    """Whether this process says where a run stands: of several that a launcher started, one does."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
+
+
 def outlive_terminal() -> None:
     """Lets no print of this process fail because its terminal was closed, as when SSH drops."""
     for name in ("stdout", "stderr"):
@@ -164,12 +169,15 @@ def script_frame(debug: bool) -> Iterator[Outcome]:
     if not debug:
         sys.excepthook = _print_in_one_line  # the interpreter then exits with EXIT_UNEXPECTED
     outlive_terminal()
+    if not is_main_process():
+        sys.stdout = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
     raise_on_signals()
     outcome = Outcome()
     try:
         yield outcome
     except Interrupted as error:
-        print(f"\ninterrupted by {error}; {error.advice}", file=sys.stderr)
+        if is_main_process():
+            print(f"\ninterrupted by {error}; {error.advice}", file=sys.stderr)
         outcome.exit_code = error.exit_code
     except UserError as error:
         if debug:

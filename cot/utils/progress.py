@@ -35,10 +35,11 @@ class Progress:
         total: rows of the whole run.
         done: rows that an earlier attempt has finished; they count, but not towards the rate.
         max_new_tokens: at which a batch ends at the latest.
+        silent: says nothing, as of several processes one speaks.
     """
 
-    def __init__(self, total: int, done: int, max_new_tokens: int) -> None:
-        self._terminal = sys.stderr.isatty()
+    def __init__(self, total: int, done: int, max_new_tokens: int, silent: bool = False) -> None:
+        self._terminal, self._silent = sys.stderr.isatty() and not silent, silent
         self._start = self._last_line = time.monotonic()
         self._bar = tqdm(
             total=total, initial=done, unit="row", disable=not self._terminal, dynamic_ncols=True
@@ -59,7 +60,7 @@ class Progress:
             self._batch_start, self._batch_tokens = now, 0
             return
         self._batch_tokens += rows
-        if now - self._last_line < (STEP_EVERY_S if self._terminal else LINE_EVERY_S):
+        if self._silent or now - self._last_line < (STEP_EVERY_S if self._terminal else LINE_EVERY_S):
             return
         self._last_line = now
 
@@ -82,7 +83,7 @@ class Progress:
             return
 
         now = time.monotonic()
-        if now - self._last_line < LINE_EVERY_S and self._done < self._total:
+        if self._silent or (now - self._last_line < LINE_EVERY_S and self._done < self._total):
             return
         self._last_line = now
         rate = (self._done - self._first) / max(now - self._start, 1e-9)

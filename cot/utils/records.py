@@ -278,6 +278,13 @@ class Row:
         return self.moment.student_id or "", self.moment.question.id, self.memory.arm or ""
 
     @property
+    def shown(self) -> tuple:
+        """What decides the prompt. Rows of several students can share one."""
+        memory = self.memory
+        text = self.moment.question.question, memory.lines, memory.request
+        return self.policy, *text, memory.length_of, memory.tokens
+
+    @property
     def key(self) -> str:
         """Names the row within its run."""
         return "|".join([self.policy, *self.cell, str(self.temperature), str(self.sample)])

@@ -1,8 +1,9 @@
 """The runner of every script that asks models: rows, one model at a time, a journal, result files.
 
-Finished batches go to the journal before the next one starts, so the same
-command continues a run that was killed. Result files are strict JSON at every moment: one for each
-temperature, `results_temp_<T>_<stamp>.json`, and `summary_<stamp>.json` over all of them.
+Finished batches go to the journal before the next one starts, so the same command continues a run that was
+killed. Several processes of one launch share the rows: each has a part of the journal of its own, and process
+0 waits for the others and puts the results together. Result files are strict JSON at every moment: one for
+each temperature, `results_temp_<T>_<stamp>.json`, and `summary_<stamp>.json` over all of them.
 """
 
 import argparse
@@ -27,9 +28,10 @@ from cot.utils.errors import (
 )
 from cot.utils.files import dumps, timestamp, write_json, write_results
 from cot.utils.formats import format_of
-from cot.utils.journal import Journal, open_journal, read_headers
+from cot.utils.journal import Journal, join_journal, open_journal, read_headers
 from cot.utils.memory_arms import PromptShape, make_prompt
 from cot.utils.model_names import ModelSource, fetch_model
+from cot.utils.processes import Processes, share_rows
 from cot.utils.progress import Progress
 from cot.utils.prompts import Prompt
 from cot.utils.records import Row, make_record, make_requests
@@ -55,6 +57,7 @@ class Run:
         records: by row key, what is there so far.
         stamp: of the run, in every file's name.
         exit_code: of the script.
+        is_main: whether this process measures the answers and writes the result files.
 
     Args:
         args: the script's flags, among them `temperatures, max_new_tokens, batch_size, seed, device, dtype,
@@ -86,7 +89,9 @@ class Run:
     ) -> None:
         self.script, self.args, self.folder = script, args, folder
         self.rows, self.sources, self.shape, self.profiles = list(rows), dict(sources), shape, profiles
-        self.config = {**flags_of(args), **config, "models": {}}
+        self.processes = Processes()
+        self.is_main = self.processes.is_main
+        self.config = {**flags_of(args), **config, "processes": self.processes.count, "models": {}}
         self.environment = environment(config["device"])
         self.records: dict[str, dict] = {}
         self._counts: dict[str, tuple[int, int]] = {}  # by policy: right answers, answers
@@ -95,41 +100,84 @@ class Run:
         self.exit_code = EXIT_OK
         self._growing, self._tokenizers = growing, dict(tokenizers or {})
         self._further_identity = dict(identity or {})
-        self._generation_s, self._start = 0.0, time.monotonic()
+        self._generation_s: dict[int, float] = {}  # by process
+        self._start = time.monotonic()
         self._last_write = self._write_cost_s = 0.0
 
     def __enter__(self) -> "Run":
         parts = self._identify()
         header = {"started": timestamp(), "flags": flags_of(self.args), "parts": parts}
-        key = hashlib.sha256(dumps(parts).encode()).hexdigest()
+        self._journal: Journal = self._open(header) if self.is_main else self._join(header)
+        self.stamp = self._journal.stamp
+        self._take_in(self._journal.batches)
+
+        # all processes deal out the rows that were missing when process 0 began
+        if self.is_main:
+            missing = "".join("01"[row.key not in self.records] for row in self.rows)
+            self.processes.tell("missing", missing)
+        else:
+            missing = self.processes.hear("missing")
+        left = [row for row, is_missing in zip(self.rows, missing, strict=True) if is_missing == "1"]
+        self._shares = share_rows(left, self.processes.count)
+        return self
+
+    def _open(self, header: dict) -> Journal:
+        """The journal of this run, new or continued; the other processes are told."""
         retry = self.args.retry_failed
+        key = hashlib.sha256(dumps(header["parts"]).encode()).hexdigest()
         earlier = read_headers(self.folder, finished=retry)
         if all(other.get("key") != key for other in earlier.values()):
             self._say_what_changed(earlier, header)
             if retry:
                 raise UserError(f"--retry_failed: no run of these flags, this data and code in {self.folder}")
+        journal = open_journal(self.folder, key, header, self._growing or retry)
+        self.processes.tell("journal", journal.path.name)
+        return journal
 
-        self._journal: Journal = open_journal(self.folder, key, header, self._growing or retry)
-        self.stamp = self._journal.stamp
-        records: dict[str, dict] = {}  # a row that was generated again stands twice in the journal
-        for entry in self._journal.batches:
-            self.config["models"] |= entry.get("models", {})
-            records |= entry.get("records", {})
-            self._generation_s += entry.get("wall_s", 0.0)
-        self._add({name: each for name, each in records.items() if not (retry and each["error"])})
-        return self
+    def _join(self, header: dict) -> Journal:
+        """The journal that process 0 has opened."""
+        path, rank = self.folder / self.processes.hear("journal"), self.processes.rank
+        journal = join_journal(path, rank)
+        there = journal.header["parts"]
+        changed = [part for part, value in header["parts"].items() if there.get(part) != value]
+        if changed:
+            raise UserError(f"process {rank}: {', '.join(changed)} differ from those of process 0")
+        return journal
+
+    def _take_in(self, batches: Sequence[dict]) -> None:
+        """Adds what a journal holds. Of a row that was generated again, an answer counts and no error."""
+        records: dict[str, dict] = {}
+        generation_s: dict[int, float] = {}
+        for entry in batches:
+            for policy, described in entry.get("models", {}).items():
+                self.config["models"].setdefault(policy, described)
+            for name, record in entry.get("records", {}).items():
+                if name not in records or records[name]["error"]:
+                    records[name] = record
+            process = entry.get("process", 0)
+            generation_s[process] = generation_s.get(process, 0.0) + entry.get("wall_s", 0.0)
+        self._generation_s |= generation_s
+        retry = self.args.retry_failed
+        fresh = {name: each for name, each in records.items() if not (retry and each["error"])}
+        self._add({name: record for name, record in fresh.items() if name not in self.records})
 
     def __exit__(self, _kind, error, _trace) -> None:
         if error is None:
-            self._journal.finish()
+            if self.is_main:
+                self._journal.finish()
+            else:
+                self._journal.close()
             return
-        advice = f"continue with: {this_command()}"
+        launch = " the same launch, or in one process with" if self.processes.count > 1 else ""
+        advice = f"continue with{launch}: {this_command()}"
         if isinstance(error, Interrupted):
             error.advice = advice
         elif not isinstance(error, UserError):  # which says itself what to do
             error.add_note(advice)
         try:
-            self._write("cancelled" if isinstance(error, Interrupted) else "error")
+            if self.is_main:
+                self._take_in(self._journal.read_others())
+                self._write("cancelled" if isinstance(error, Interrupted) else "error")
         except OSError as failure:  # a full disk
             failure.add_note(advice)
             raise
@@ -139,16 +187,37 @@ class Run:
     def generate(self) -> None:
         """Answers every row that the journal does not hold, one policy's model in memory at a time.
 
+        Of several processes each answers its share. Process 0 then waits for the others, and answers itself
+        what one that has died has left.
+
         Raises:
             UserError: an engine gave fewer answers than it was asked for.
         """
-        missing = [row for row in self.rows if row.key not in self.records]
+        left, count = sum(map(len, self._shares)), self.processes.count
         if self._journal.batches:
-            print(
-                f"continuing {self._journal.path}: {len(missing)} of {len(self.rows)} rows left", flush=True
-            )
-        self._write("running")
-        self._progress = Progress(len(self.rows), len(self.rows) - len(missing), self.args.max_new_tokens)
+            print(f"continuing {self._journal.path}: {left} of {len(self.rows)} rows left", flush=True)
+        if count > 1:
+            own = len(self._shares[0])
+            print(f"{count} processes share {left} rows: this one answers {own}", flush=True)
+        if self.is_main:
+            self._write("running")
+        self._answer(self._shares[self.processes.rank])
+
+        others = range(1, count) if self.is_main else ()
+        if others:
+            print("waiting for the other processes", flush=True)
+        for rank in others:
+            with self._journal.take_over(rank) as batches:
+                self._take_in(batches)
+                self._answer(self._shares[rank])
+
+    def _answer(self, rows: Sequence[Row]) -> None:
+        """Answers those of the rows that are not answered yet."""
+        missing = [row for row in rows if row.key not in self.records]
+        done = len(self.in_order())
+        self._progress = Progress(
+            done + len(missing), done, self.args.max_new_tokens, silent=not self.is_main
+        )
         for policy in dict.fromkeys(row.policy for row in missing):
             asked = [row for row in missing if row.policy == policy]
             engine = self.load(policy)
@@ -209,7 +278,8 @@ class Run:
         if not begun:
             print("".join(f"{line}\n" for line in lines), end="", flush=True)
         self._probes[policy] = choice.probe
-        model, tokenizer = load_model(source, device, choice.dtype, tokenizer)
+        dtype = self.processes.agree(f"dtype of {policy}", choice.dtype)  # a probe may differ
+        model, tokenizer = load_model(source, device, dtype, tokenizer)
         return TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
 
     def make_prompts(
@@ -277,7 +347,8 @@ class Run:
         """By name, a hash of each part of what decides the records."""
         args = self.args
         cells = {row.cell: row for row in self.rows}.values()
-        decoding = [args.max_new_tokens, args.batch_size, args.seed, self.config["device"], args.dtype]
+        kind, _, _ = self.config["device"].partition(":")  # of device; each process has its own
+        decoding = [args.max_new_tokens, args.batch_size, args.seed, kind, args.dtype]
         parts = {
             "code": code_version(),
             "libraries": [SCHEMA_VERSION, self.environment["versions"]],
@@ -310,10 +381,13 @@ class Run:
             profile = self.profiles.get(row.moment.student_id)
             records[row.key] = make_record(row, prompts[row.cell], completion, profile)
         with hold_signals():  # what the journal holds is counted, too
-            self._journal.append({"wall_s": wall_s, "records": records})
+            process = self.processes.rank
+            self._journal.append({"process": process, "wall_s": wall_s, "records": records})
             self._add(records)
-            self._generation_s += wall_s
-        if time.monotonic() - self._last_write > max(REWRITE_EVERY_S, REWRITE_COST * self._write_cost_s):
+            self._generation_s[process] = self._generation_s.get(process, 0.0) + wall_s
+        if self.is_main and time.monotonic() - self._last_write > max(
+            REWRITE_EVERY_S, REWRITE_COST * self._write_cost_s
+        ):
             self._write("running")
         self._progress.update(len(batch), self._note(asked[0].policy))
         self._batch_start = time.monotonic()
@@ -374,11 +448,12 @@ class Run:
         )
 
     def _timing(self, records: Sequence[dict], metrics_s: float) -> dict:
-        """Seconds and tokens per second, earlier attempts' generation included."""
+        """Seconds and tokens per second, earlier attempts' generation included, of the slowest process."""
+        generation_s = max(self._generation_s.values(), default=0.0)
         tokens = sum(record["output_tokens"] or 0 for record in records)
         return {
-            "generation_s": self._generation_s,
+            "generation_s": generation_s,
             "metrics_s": metrics_s,
             "wall_s": time.monotonic() - self._start,
-            "tokens_per_second": tokens / self._generation_s if self._generation_s else None,
+            "tokens_per_second": tokens / generation_s if generation_s else None,
         }
