@@ -190,6 +190,7 @@ def run(args: argparse.Namespace) -> int:
     from rl.runs import open_run
     from rl.trainer import (
         Recorder,
+        check_sharding,
         keep_reference,
         load_base,
         make_alarms,
@@ -205,6 +206,7 @@ def run(args: argparse.Namespace) -> int:
     config = make_config(args, processes.num_processes)
     if line := use_one_gpu(config):
         print(line, flush=True)
+    check_sharding(config, args.use_peft)
     identity = {name: flags_of(args)[name] for name in IDENTITY}
     identity["students_content"] = fingerprint_students(arms)
     identity["questions_content"] = fingerprint_questions(train)

@@ -1,5 +1,6 @@
 """A training around TRL's GRPO trainer: processes, held-out evaluation, metrics, checkpoints."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -46,13 +47,28 @@ def weights_are_sharded() -> bool:
     return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
 
 
+def check_sharding(config: GRPOConfig, use_peft: bool) -> None:
+    """Sees to it that TRL's reference policy can be right where FSDP 2 shards the weights.
+
+    Raises:
+        UserError: only the first process would read its weights, and the others' parts of it would be random.
+    """
+    spared = parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
+    fsdp_2 = parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2"
+    if fsdp_2 and spared and config.beta and not use_peft:
+        remedy = "add --fsdp_cpu_ram_efficient_loading false to accelerate launch, or use --beta 0"
+        raise UserError(f"FSDP 2 spoils the reference policy that --beta {config.beta:g} needs: {remedy}")
+
+
 def load_base(args, source: ModelSource, processes, tokenizer=None):
     """Model and tokenizer on this process's device, and what a result file records about the model.
 
     One line says which of the checkpoint's generation settings are set aside.
     """
-    # of a model that is spread over devices, the trainer brings each part to its place
-    device = "cpu" if weights_are_sharded() else str(processes.device)
+    # of a model that is spread over devices, the trainer brings each part to its place; of several processes
+    # on a CPU accelerate numbers the CPU
+    on_cpu = weights_are_sharded() or processes.device.type == "cpu"
+    device = "cpu" if on_cpu else str(processes.device)
     # half of the bits will do for weights that stay as they are; those that an optimizer moves need all
     dtype = "auto" if args.use_peft else "float32"
     model, tokenizer = load_model(source, device, dtype, tokenizer)

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from conftest import ENVIRONMENT, REPO_ROOT, read_lines, read_strictly, run_here, start_script
 from transformers import AutoTokenizer
 
+from cot.utils.errors import UserError
 from cot.utils.models import load_model
 from cot.utils.paths import PROFILES_DIR
 from rl.cohorts import load_arms
@@ -286,19 +288,77 @@ def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch)
     assert code == 1 and "try --per_device_train_batch_size 4" in error
 
 
-@pytest.mark.slow
-def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, flags, tmp_path):
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", str(REPO_ROOT / SCRIPT)]
+def launch(launcher: list[str], *argv) -> None:
+    """The training script under a launcher, to its end."""
     done = subprocess.run(
-        [sys.executable, "-m", *launch, *flags(output_dir=tmp_path, **MIXED)],
+        [sys.executable, "-m", *launcher, str(REPO_ROOT / SCRIPT), *argv],
         env=ENVIRONMENT | {"PYTHONPATH": str(REPO_ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, flags, tmp_path):
+    launch(["torch.distributed.run", "--nproc_per_node", "2"], *flags(output_dir=tmp_path, **MIXED))
     assert prompts_seen(tmp_path) == prompts_seen(finished)  # both processes' groups, in order
     one, two = ([line["step"] for line in read_lines(run / "metrics.jsonl")] for run in (finished, tmp_path))
     assert one == two
     assert (tmp_path / "model" / "model.safetensors").exists() and (tmp_path / "curves.png").exists()
+    states = sorted(path.name for path in (tmp_path / "checkpoint-4").glob("rng_state_*.pth"))
+    assert states == ["rng_state_0.pth", "rng_state_1.pth"]  # there were two
+
+
+@pytest.mark.slow
+def test_sharded_weights_learn_from_the_same_prompts_and_are_saved_whole(finished, flags, tmp_path):
+    """FSDP 2. At the first step the policy is the reference: their divergence is 0."""
+    from safetensors.torch import load_file
+
+    launcher = ["accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
+    launcher += [
+        "--fsdp_auto_wrap_policy",
+        "TRANSFORMER_BASED_WRAP",
+        "--fsdp_cpu_ram_efficient_loading",
+        "false",
+    ]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch(launcher, *flags(output_dir=tmp_path, **MIXED | {"beta": 0.1}))
+    assert prompts_seen(tmp_path) == prompts_seen(finished)
+    first, second, *_ = (line for line in read_lines(tmp_path / "metrics.jsonl") if "loss" in line)
+    assert first["kl"] == 0 and second["kl"] > 0
+    whole = load_file(finished / "model" / "model.safetensors")
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert {name: weight.shape for name, weight in saved.items()} == {
+        name: weight.shape for name, weight in whole.items()
+    }
+    assert all(is_complete(checkpoint) for checkpoint in checkpoints(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("spared", "beta", "use_peft", "refused"),
+    [
+        ("true", 0.1, False, True),
+        ("true", 0.0, False, False),
+        ("true", 0.1, True, False),
+        ("false", 0.1, False, False),
+    ],
+)
+def test_a_reference_policy_that_sharding_would_spoil_is_refused(
+    spared, beta, use_peft, refused, monkeypatch
+):
+    from trl import GRPOConfig
+
+    from rl.trainer import check_sharding
+
+    config = GRPOConfig(use_cpu=True, bf16=False, beta=beta)
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", spared)
+    with (
+        pytest.raises(UserError, match="add --fsdp_cpu_ram_efficient_loading false")
+        if refused
+        else nullcontext()
+    ):
+        check_sharding(config, use_peft)
