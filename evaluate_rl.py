@@ -28,8 +28,10 @@ from cot.utils.cli import (
     Distinct,
     OneLineParser,
     add_generation_flags,
+    add_loading_flags,
     add_memory_flags,
     add_retry_flag,
+    add_subset_flags,
     add_template_flags,
     number,
 )
@@ -43,7 +45,7 @@ ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]  # side by side un
 # Settings that are those of the first policy's training unless a flag names them, and their values where no
 # policy has a training run.
 AS_TRAINED = {"cot_prompt": COT_PROMPT, "chapters": ["all"], "max_new_tokens": None, "memory_tokens": 256}
-AS_TRAINED |= {"thinking": "auto", "chat_template_kwargs": None, "think_end": None}
+AS_TRAINED |= {"system_prompt": None, "thinking": "auto", "chat_template_kwargs": None, "think_end": None}
 AS_TRAINED |= {"top_k": 2, "min_similarity": MIN_SIMILARITY, "memory_half_life": None}
 AS_TRAINED |= {"memory_level": None, "mastery_parameters": None}
 GENERATED = ["generated:12"]  # the students of a policy that was trained for generated ones
@@ -70,13 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--trained", type=trained, nargs="+", metavar="NAME=PATH", help="training runs or model folders")
     add("--device", default="auto", help="cpu, cuda, cuda:N or mps; auto is the first of CUDA, MPS and CPU")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    add_loading_flags(add, of="--base")
 
     add = parser.add_argument_group("exercises and prompt").add_argument
     add("--dataset", default="textbook", help="textbook, gsm8k, or a .jsonl or .json file")
     add("--chapters", nargs="+", action=Distinct, metavar="ID", help="of the textbook, or all")
     add("--exercises_per_chapter", type=whole, default=4, help="evaluated for each student, test split")
     add("--practice", type=number(int, 0), default=3, help="train exercises before each evaluated one")
-    add("--subset_size", type=whole, default=50, help="the first N questions, outside the textbook")
+    add_subset_flags(add, note=", outside the textbook")
     add("--cot_prompt", help="the instruction before the question")
 
     add(
@@ -169,7 +172,7 @@ def follow_students(
     from rl.splits import held_out_questions
 
     runs = [policy.config for policy in policies if policy.config]
-    questions, source = held_out_questions(args.dataset, runs, args.subset_size)
+    questions, source = held_out_questions(args.dataset, runs, args.subset_size, args.offset)
     arms = remember(args, profiles, logs, truths, embedder=None)  # mastery needs no embedder
     return cross(list(profiles), questions, arms), logs, source
 
@@ -314,6 +317,7 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
 
 def run(args: argparse.Namespace) -> int:
     """Policies, moments, memories, answers, measures, report; returns the exit code."""
+    from cot.utils.loading import check_loading, loading_of
     from rl.runs import resolve_policies
 
     # who is asked what: a wrong flag ends here, before anything heavy loads
@@ -321,7 +325,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--retry_failed: not with --closed_loop, where later prompts follow from each answer")
     if args.closed_loop:
         refuse_launcher("--closed_loop")
-    policies = resolve_policies(args.base, args.trained)
+    policies = resolve_policies(args.base, args.trained, args.revision)
+    for policy in policies:
+        check_loading(loading_of(args), policy.source, args.device, args.dtype)
     fill_from_run(args, policies)
     profiles, logs, truths = choose_students(args)
     folder = writable_dir(args.output_dir / "evaluation")

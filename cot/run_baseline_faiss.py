@@ -103,10 +103,10 @@ def run(args: argparse.Namespace) -> int:
     histories = {student: log.read(student) for student in profiles}
 
     # what is asked, of whom: checked before a model is loaded
-    source = choose_model(args.model_name, args.device)
+    source = choose_model(args)
     folder = writable_dir(args.output_dir / family(source))
     questions = load_questions(
-        args.dataset, args.split, args.subset_size, args.seed if args.shuffle else None
+        args.dataset, args.split, args.subset_size, args.seed if args.shuffle else None, args.offset
     )
     config = announce(args, source, questions)
     tokenizers, args.max_new_tokens = prepare_models(args, {source.name: source}, args.max_new_tokens)

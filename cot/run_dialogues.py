@@ -36,7 +36,6 @@ from cot.utils.cli import (
 from cot.utils.errors import UserError, script_frame
 from cot.utils.paths import DATA_DIR, writable_dir
 
-EVERY = 100_000  # questions: more than MathDial has
 ANSWER_KEYS = (  # of the raw answers, which hold no text of the data set
     *("policy", "memory_arm", "temperature", "sample", "question_id", "student_id", "gsm8k_split"),
     *("generated_text", "output_tokens", "truncated", "correct", "teacher_similarity", "wrong_step_named"),
@@ -60,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     meaning = "folder of the study; without this flag data/<family>/dialogues_<model>"
     add_output_flags(parser, output_dir=None, meaning=meaning)
-    parser.set_defaults(subset_size=EVERY, temperatures=[0.0])
+    parser.set_defaults(subset_size="all", temperatures=[0.0])
     return parser
 
 
@@ -106,11 +105,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--dataset {args.dataset}: expected {PREFIX}FILE, such as {PREFIX}test.jsonl")
     named = name_students(load_dialogues(args.dataset))
     profiles = describe_students(named)
-    source = choose_model(args.model_name, args.device)
+    source = choose_model(args)
     name = Path(source.name).name.removesuffix(".gguf")  # of the policy, in what may be published
     folder = writable_dir(args.output_dir or DATA_DIR / family(source) / f"dialogues_{name}")
     shuffle_seed = args.seed if args.shuffle else None
-    questions = load_questions(args.dataset, subset_size=args.subset_size, shuffle_seed=shuffle_seed)
+    questions = load_questions(
+        args.dataset, subset_size=args.subset_size, shuffle_seed=shuffle_seed, offset=args.offset
+    )
     config = announce(args, source, questions)
     tokenizers, args.max_new_tokens = prepare_models(args, {name: source}, args.max_new_tokens)
     scorers = load_scorers()

@@ -139,11 +139,11 @@ def run(args: argparse.Namespace) -> int:
 
     # students and questions: checked before a model is loaded
     profiles, histories, truths = load_students(args)
-    source = choose_model(args.model_name, args.device)
+    source = choose_model(args)
     name = Path(source.name).name.removesuffix(".gguf")  # of the policy, in what may be published
     folder = writable_dir(args.output_dir or DATA_DIR / family(source) / f"study_{name}")
     questions = load_questions(
-        args.dataset, args.split, args.subset_size, args.seed if args.shuffle else None
+        args.dataset, args.split, args.subset_size, args.seed if args.shuffle else None, args.offset
     )
     config = announce(args, source, questions) | {"students_asked": len(profiles)}
     tokenizers, args.max_new_tokens = prepare_models(args, {name: source}, args.max_new_tokens)

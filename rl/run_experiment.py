@@ -86,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(device="cpu", dtype="float32", batch_size=None, seed=0, fail_on_error=0.05)
     parser.set_defaults(retry_failed=False)
     parser.set_defaults(temperatures=[0.0, 1.0], max_new_tokens=cpu["max_completion_length"])
-    parser.set_defaults(thinking="auto", chat_template_kwargs=None, think_end=None)
+    parser.set_defaults(system_prompt=None, thinking="auto", chat_template_kwargs=None, think_end=None)
+    parser.set_defaults(top_p=1.0, sampling_top_k=0, min_p=0.0)
+    parser.set_defaults(attn_implementation="auto", load_in_4bit=False)
     return parser
 
 

@@ -326,8 +326,13 @@ def newest_run(root: Path = DATA_DIR) -> Path:
     return max(complete)[1]
 
 
-def resolve_policies(base: str | None, trained: Sequence[tuple[str | None, str]] | None) -> list[Policy]:
+def resolve_policies(
+    base: str | None, trained: Sequence[tuple[str | None, str]] | None, revision: str | None = None
+) -> list[Policy]:
     """The base first, then the trained ones; without names the newest run and its base.
+
+    Args:
+        revision: of the base; None for the one that the runs began with, and else its main branch.
 
     Raises:
         UserError: nothing there, a run that is not finished, two policies of one name, or no single base.
@@ -338,12 +343,22 @@ def resolve_policies(base: str | None, trained: Sequence[tuple[str | None, str]]
     if repeated := sorted(name for name in set(names) if names.count(name) > 1):
         raise UserError(f"--trained: two policies are called {repeated[0]}; name them with NAME=PATH")
 
-    bases = {policy.config["model"]["name"] for policy in policies if policy.config}
-    bases |= {policy.source.base.name for policy in policies if policy.source.base and not policy.config}
+    bases = {_name_base(**policy.config["model"]) for policy in policies if policy.config}
+    bases |= {
+        _name_base(policy.source.base.name, policy.source.base.kind, policy.source.base.revision)
+        for policy in policies
+        if policy.source.base and not policy.config
+    }
     if base is None and len(bases) != 1:
         found = f"the policies have {len(bases)} bases" if bases else "no policy names its base"
         raise UserError(f"--base: {found}; name the model to compare with")
-    return [Policy(BASE, resolve_model(base or bases.pop())), *policies]
+    name, begun_with = (base, None) if base else bases.pop()
+    return [Policy(BASE, resolve_model(name, revision or begun_with)), *policies]
+
+
+def _name_base(name: str, kind: str = "", revision: str = "", **_) -> tuple[str, str | None]:
+    """The name of a model, and the commit of a hub model, as a result file describes it."""
+    return name, revision if kind == "hub" else None
 
 
 def _resolve_trained(name: str | None, path: str) -> Policy:

@@ -91,26 +91,32 @@ def split_off(
 
 
 def held_out_questions(
-    dataset: str, runs: Sequence[Mapping], subset_size: int = ALL
+    dataset: str, runs: Sequence[Mapping], subset_size: int | str = ALL, offset: int = 0
 ) -> tuple[Sequence[Question], str]:
     """Test questions of a data set, and which these are; of a file those that no run has trained on.
 
     Args:
         runs: the `config` of each training run.
-        subset_size: the first so many.
+        subset_size, offset: as in `load_questions`.
 
     Raises:
         UserError: the runs have trained on all questions.
     """
     trained = [run for run in runs if _is_file(dataset) and _same_file(dataset, run.get("dataset"))]
-    found = load_questions(dataset, "test", ALL if trained else subset_size)
+    if not trained:
+        found = load_questions(dataset, "test", subset_size, offset=offset)
+        return found.questions, found.source
+    found = load_questions(dataset, "test")
     questions, source = list(found.questions), found.source
     for run in trained:
         questions = [question for question in questions if question.id in (run.get("held_out") or ())]
         source = f"{found.source}, questions held out in training"
     if not questions:
         raise UserError(f"--dataset {dataset}: the policies were trained on all of its questions")
-    return questions[:subset_size], source
+    left = questions[offset:]
+    if not left:
+        raise UserError(f"--offset {offset}: {source}: {len(questions)}")
+    return left if isinstance(subset_size, str) else left[:subset_size], source
 
 
 def _is_file(dataset: str) -> bool:

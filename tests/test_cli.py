@@ -30,6 +30,15 @@ def make_parser():
         ["--temperatures", "0", "-0.0"],
         ["--temperatures", "0.33333333"],  # no record would have it
         ["--temperatures"],
+        ["--subset_size", "2.5"],
+        ["--subset_size", "every"],
+        ["--offset", "-1"],
+        ["--top_p", "0"],  # no token would be left
+        ["--top_p", "1.1"],
+        ["--min_p", "-0.1"],
+        ["--sampling_top_k", "-1"],
+        ["--system_prompt", " "],
+        ["--attn_implementation", "kernels-community/attention"],  # code from the hub
         ["--batch_size", "0"],
         ["--dtype", "int8"],
         ["--chat_template_kwargs", "[1]"],

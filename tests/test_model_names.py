@@ -166,7 +166,9 @@ class FakeHub(BaseHTTPRequestHandler):
             time.sleep(30)
             return
         path = self.folder / self.path.rsplit("/", 1)[-1]
-        if "missing" in self.path:
+        if "/gone/" in self.path:
+            self.reply(404, {"X-Error-Code": "RevisionNotFound"})
+        elif "missing" in self.path:
             self.reply(404, {"X-Error-Code": "RepoNotFound"})
         elif "gated" in self.path:
             self.reply(403, {"X-Error-Code": "GatedRepo"})
@@ -271,3 +273,40 @@ def test_a_hub_model_is_downloaded_without_code_and_pickled_weights(tiny_folder,
     *before, snapshot = line.split()
     assert (before, Path(snapshot).name) == (["True", "None", "None"], COMMIT)
     assert sorted(os.listdir(snapshot)) == sorted(os.listdir(tiny_folder))
+
+
+def test_a_revision_is_asked_for_by_name_and_pinned_to_its_commit(tiny_folder, tmp_path):
+    """The fake hub has one commit, under the names `main`, `v1` and its own."""
+    code = "source = resolve_model('me/good', name); print(source.revision, fetch_model(source).path)"
+    with serve(tiny_folder) as endpoint:
+        answers = ask(endpoint, tmp_path, "v1", COMMIT, "gone", code=code)  # downloads it once
+    assert [line.split()[0] for line, _ in answers] == [COMMIT, COMMIT, "2"]
+    assert answers[2][0] == "2 --revision gone: --model_name me/good has no such branch, tag or commit"
+
+    # what is in the cache is found by its names, and asks no network
+    answers = ask("http://127.0.0.1:9", tmp_path, "v1", COMMIT, "v2", code=code)
+    assert [line.split()[0] for line, _ in answers] == [COMMIT, COMMIT, "2"]
+    assert "not in the local cache" in answers[2][0]
+
+
+def test_only_a_hub_model_has_revisions(tiny_folder, tmp_path):
+    for name in ("bundled", "tutor", str(tiny_folder)):
+        with pytest.raises(UserError, match="--revision v1: only a hub model has revisions"):
+            resolve_model(name, "v1")
+
+
+def test_an_adapter_finds_its_base_at_the_revision_that_it_was_trained_on(tiny_folder, tmp_path):
+    cached = tmp_path / "hub" / "models--me--base"
+    for commit in (COMMIT, COMMIT[::-1]):
+        shutil.copytree(tiny_folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    adapter = write_adapter(tmp_path / "adapter", "me/base")
+    code = "print(resolve_model(name).base.revision)"
+    ((line, _),) = ask("http://127.0.0.1:9", tmp_path, adapter, code=code)
+    assert line == COMMIT
+
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"revision": COMMIT[::-1]}))
+    ((line, _),) = ask("http://127.0.0.1:9", tmp_path, adapter, code=code)
+    assert line == COMMIT[::-1]

@@ -38,6 +38,9 @@ def test_a_local_folder_is_loaded_as_it_was_saved(tiny_folder, tiny_llama):
         "base": None,
         "architecture": "LlamaForCausalLM",
         "dtype": "float32",
+        "load_in_4bit": False,
+        "attn_implementation": "sdpa",
+        "generation_defaults": {},
         "device": "cpu",
         # embeddings 2·296·32; a layer: q, o 2·32·32, k, v 2·32·16, MLP 3·32·64, norms 2·32; a last norm 32
         "parameters": 2 * 296 * 32 + 2 * (2048 + 1024 + 6144 + 64) + 32,

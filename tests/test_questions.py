@@ -54,6 +54,22 @@ def test_a_subset_is_the_first_n_and_shuffling_is_seeded(jsonl):
     assert ids(shuffle_seed=3, subset_size=2) == orders[3][:2]  # shuffled before
 
 
+def test_an_offset_counts_usable_questions_so_that_parts_share_none(jsonl):
+    """Of the file's four questions the second has no usable answer."""
+
+    def part(**options):
+        found = load_questions(str(jsonl), **options)
+        return [question.id for question in found.questions], found.excluded
+
+    assert part(subset_size=1) == (["mine-0"], ())
+    assert part(subset_size=1, offset=1) == (["mine-2"], ("mine-1",))
+    assert part(subset_size="all", offset=1) == (["mine-2", "mine-3"], ("mine-1",))
+    assert part(offset=2) == (["mine-3"], ())
+    assert part(shuffle_seed=3, offset=1)[0] == part(shuffle_seed=3)[0][1:]  # shuffled before
+    with pytest.raises(UserError, match=r"--offset 3: .*mine\.jsonl has 3 usable questions"):
+        part(offset=3)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [

@@ -19,6 +19,7 @@ from conftest import (
     FIRST_KEYS,
     edit_journal,
     fork_here,
+    long_context,
     only,
     read_strictly,
     run_here,
@@ -522,6 +523,13 @@ def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrup
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("further", [["--min_p", "0.9"], ["--attn_implementation", "eager"]])
+def test_another_filter_or_attention_is_another_run(interrupted, further):
+    code, stdout, stderr = run_here(run_baseline_faiss.main, *interrupted[0], *further)
+    assert code == 0 and "continuing" not in stdout, stderr
+
+
+@pytest.mark.slow
 def test_a_run_that_continues_decodes_in_batches_of_the_size_it_began_with(interrupted):
     flags, folder, journal, _ = interrupted
     smaller = '"batch_size": 128', '"batch_size": 3'
@@ -529,3 +537,56 @@ def test_a_run_that_continues_decodes_in_batches_of_the_size_it_began_with(inter
     assert f"continuing {journal}" in sweep(run_baseline_faiss.main, folder, *flags)
     batches = [json.loads(line).get("records", {}) for line in journal.read_text().splitlines()]
     assert [len(batch) for batch in batches if batch] == [3, 1]
+
+
+@pytest.mark.slow
+def test_what_narrows_a_draw_is_recorded_and_a_checkpoints_own_settings_are_not_used(tiny_folder, tmp_path):
+    """The checkpoint asks for its most probable token alone, which the flags do not."""
+    model = long_context(tiny_folder, tmp_path / "tiny-llama")
+    own = {"do_sample": True, "temperature": 0.7, "top_k": 1, "eos_token_id": 1}
+    (model / "generation_config.json").write_text(json.dumps(own))
+    flags = [*SMALL, "--model_name", model, "--subset_size", "2", "--temperatures", "0.0", "0.9"]
+
+    def sweep(name, *further):
+        code, stdout, stderr = run_here(
+            run_baseline_cot.main, *flags, *further, "--output_dir", tmp_path / name
+        )
+        assert code == 0, stderr
+        found = read_strictly(only(tmp_path / name, "results_temp_0.9_*.json"))
+        return stdout, found["config"], [record["generated_text"] for record in found["results"]]
+
+    stdout, config, texts = sweep("plain")
+    note = f"note:    {model}: its generation_config's temperature 0.7, top_k 1 is ignored"
+    assert note in stdout.splitlines()
+    (described,) = config["models"].values()
+    assert described["generation_defaults"] == {"temperature": 0.7, "top_k": 1}
+    assert (described["attn_implementation"], described["load_in_4bit"]) == ("sdpa_grouped", False)
+    greedy = read_strictly(only(tmp_path / "plain", "results_temp_0.0_*.json"))["results"]
+    assert texts != [record["generated_text"] for record in greedy]
+
+    stdout, config, narrow = sweep("narrow", "--sampling_top_k", "1", "--attn_implementation", "eager")
+    assert narrow == [record["generated_text"] for record in greedy]
+    assert "temperature 0.7 is ignored" in stdout
+    (described,) = config["models"].values()
+    assert (config["sampling_top_k"], described["attn_implementation"]) == (1, "eager")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--load_in_4bit"], "--load_in_4bit: needs a CUDA GPU"),
+        (["--attn_implementation", "flash_attention_2"], "flash_attention_2: needs a CUDA GPU"),
+        (["--revision", "v1"], "--revision v1: only a hub model has revisions"),
+        (["--offset", "240"], "--offset 240: textbook test has 240 usable questions"),
+        (
+            ["--system_prompt", "Be brief."],
+            "has no chat template, so no system turn; --cot_prompt can say it",
+        ),
+    ],
+)
+def test_what_this_machine_or_model_cannot_do_is_one_line_before_a_model_loads(
+    tiny_folder, tmp_path, flags, message
+):
+    flags = [*SMALL, "--model_name", tiny_folder, *flags, "--output_dir", tmp_path]
+    code, _, stderr = run_here(run_baseline_cot.main, *flags)
+    assert code == 2 and stderr.count("\n") == 1 and message in stderr

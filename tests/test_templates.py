@@ -293,3 +293,68 @@ def test_the_end_of_a_reasoning_is_no_end_of_a_turn():
     tokenizer.chat_template = "analysis<|end|><|start|>assistant<|channel|>final<|message|>…<|return|>"
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
     assert end_token_ids(model, tokenizer) == {tokenizer.convert_tokens_to_ids("<|return|>")}
+
+
+# --- the system turn --------------------------------------------------------------------------------------
+
+SYSTEM = 'Be brief, say "5 < 6".'
+MERGED = (  # as Gemma 3 and Llama 2: the system's text opens the user's turn
+    "{% set head = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' %}"
+    "{% for m in messages if m.role == 'user' %}"
+    "<|im_start|>{{ (head + m.content) | trim }}<|im_end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, MERGED, LLAMA2, REPEATED])
+def test_a_system_turn_stands_where_the_template_puts_it(family, template):
+    tokenizer = with_template(family, template)
+    found = read_format(tokenizer, system_prompt=f" {SYSTEM}\n")
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": turn_of(QUESTIONS[0])}]
+    prompt = build_prompt(tokenizer, QUESTIONS[0], "Solve.", prompt_format=found)
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert prompt.text == expected and SYSTEM in expected
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert list(prompt.ids) == expected
+    plain = build_prompt(tokenizer, QUESTIONS[0], "Solve.", prompt_format=read_format(tokenizer))
+    assert SYSTEM not in plain.text
+
+
+def test_a_control_token_in_a_system_turn_stays_text(plain_tokenizer):
+    tokenizer = with_template(plain_tokenizer, CHATML)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def count_ends(system_prompt):
+        found = read_format(tokenizer, system_prompt=system_prompt)
+        return build_prompt(tokenizer, "1 + 1?", "Solve.", prompt_format=found).ids.count(end)
+
+    assert (
+        count_ends("Be brief.") == count_ends("Be <|im_end|> brief.") == 2
+    )  # of the system's and the user's
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "--system_prompt: --model_name has no chat template, so no system turn"),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+            + CHATML,
+            "--system_prompt: --model_name : its chat template raises TemplateError: no system role",
+        ),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+            "--system_prompt: --model_name : its chat template does not show the system's turn",
+        ),
+        (
+            "{% for m in messages %}{{ m.content | replace('<', '(') if m.role == 'system' else m.content }}"
+            "{% endfor %}",
+            "--system_prompt: --model_name : its chat template changes the system's turn",
+        ),
+    ],
+)
+def test_a_system_turn_that_the_template_does_not_take_is_one_line(plain_tokenizer, template, message):
+    tokenizer = with_template(plain_tokenizer, template)
+    with pytest.raises(UserError) as caught:
+        read_format(tokenizer, system_prompt=SYSTEM)
+    assert str(caught.value).startswith(message)
+    read_format(tokenizer)  # without one it can be used

@@ -14,6 +14,7 @@ from cot.utils.paths import DATA_DIR, PROFILES_DIR
 
 MEMORY_LEVELS = ("stated", "history", "episodes")
 TEMPERATURE_DECIMALS = 6  # as every real number in a record
+ATTENTIONS = ("auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 MIN_SIMILARITY = 0.2  # cosine below which a past exercise is left out of a memory
 COT_PROMPT = (
     "Solve the problem step by step, one short step on each line. "
@@ -71,9 +72,21 @@ def batch_size(text: str) -> int | None:
     return None if text == "auto" else number(int, 1)(text)
 
 
+def subset_size(text: str) -> int | str:
+    """`all` or a positive number of questions."""
+    return text if text == "all" else number(int, 1)(text)
+
+
 def absolute_path(text: str) -> Path:
     """A path that means the same file wherever it is read again, for argparse's `type`."""
     return Path(text).resolve()
+
+
+def some_text(text: str) -> str:
+    """A text of more than blanks, for argparse's `type`."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("empty: expected a text")
+    return text
 
 
 def json_object(text: str) -> dict:
@@ -101,7 +114,7 @@ class Distinct(argparse.Action):
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--model_name --device --dtype."""
+    """--model_name --device --dtype, and how its weights are loaded."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model_name",
@@ -121,10 +134,46 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="number format of the weights; auto is bfloat16 on a CUDA GPU (float16 on one without it), and"
         " elsewhere float32, or bfloat16 on a CPU that is at least twice as fast in it",
     )
+    add_loading_flags(group.add_argument)
+
+
+def add_loading_flags(add: Callable, of: str = "--model_name") -> None:
+    """--revision --attn_implementation --load_in_4bit.
+
+    Args:
+        add: `add_argument` of a parser or group.
+        of: the flag that names the model which `--revision` belongs to.
+    """
+    add_revision_flag(add, of)
+    add_attention_flag(add)
+    add(
+        "--load_in_4bit",
+        action="store_true",
+        help="keep the weights in 4 bits (bitsandbytes NF4); needs a CUDA GPU and a plain checkpoint",
+    )
+
+
+def add_revision_flag(add: Callable, of: str = "--model_name") -> None:
+    """--revision; the arguments are those of `add_loading_flags`."""
+    add(
+        "--revision",
+        metavar="COMMIT",
+        help=f"branch, tag or commit of a hub model that {of} names; without this flag its main branch",
+    )
+
+
+def add_attention_flag(add: Callable) -> None:
+    """--attn_implementation; the argument is that of `add_loading_flags`."""
+    add(
+        "--attn_implementation",
+        default="auto",
+        choices=ATTENTIONS,
+        help="how attention is computed; auto is what transformers takes for the architecture, mostly sdpa",
+    )
 
 
 def add_question_flags(parser: argparse.ArgumentParser, has_splits: bool = True) -> None:
-    """--dataset --split --subset_size --shuffle --cot_prompt --num_fewshot.
+    """--dataset --split --subset_size --offset --shuffle --cot_prompt --num_fewshot.
 
     Args:
         has_splits: whether the questions may come from a source with splits, which takes `--split`.
@@ -140,11 +189,9 @@ def add_question_flags(parser: argparse.ArgumentParser, has_splits: bool = True)
         group.add_argument(
             "--split", default="test", choices=["test", "train"], help="part of gsm8k or of the textbook"
         )
+    add_subset_flags(group.add_argument)
     group.add_argument(
-        "--subset_size", type=number(int, 1), default=50, help="ask the first N questions", metavar="N"
-    )
-    group.add_argument(
-        "--shuffle", action="store_true", help="shuffle the questions by --seed before taking the first N"
+        "--shuffle", action="store_true", help="shuffle the questions by --seed before taking N of them"
     )
     group.add_argument("--cot_prompt", default=COT_PROMPT, help="the instruction before the question")
     group.add_argument(
@@ -156,9 +203,34 @@ def add_question_flags(parser: argparse.ArgumentParser, has_splits: bool = True)
     )
 
 
+def add_subset_flags(add: Callable, note: str = "") -> None:
+    """--subset_size --offset.
+
+    Args:
+        add: `add_argument` of a parser or group.
+        note: what the help says beside it.
+    """
+    add(
+        "--subset_size",
+        type=subset_size,
+        default=50,
+        metavar="N|all",
+        help=f"ask N questions, or all{note}",
+    )
+    add(
+        "--offset", type=number(int, 0), default=0, metavar="N", help=f"leave out the first N questions{note}"
+    )
+
+
 def add_template_flags(parser: argparse.ArgumentParser) -> None:
-    """--thinking --chat_template_kwargs --think_end."""
+    """--system_prompt --thinking --chat_template_kwargs --think_end."""
     group = parser.add_argument_group("chat template")
+    group.add_argument(
+        "--system_prompt",
+        type=some_text,
+        metavar="TEXT",
+        help="a system turn before the question; without this flag what the chat template has by itself",
+    )
     group.add_argument(
         "--thinking",
         default="auto",
@@ -180,7 +252,7 @@ def add_template_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_generation_flags(parser: argparse.ArgumentParser) -> None:
-    """--max_new_tokens --temperatures --num_samples --batch_size --seed."""
+    """--max_new_tokens --temperatures, --top_p and the like, --num_samples --batch_size --seed."""
     group = parser.add_argument_group("generation")
     group.add_argument(
         "--max_new_tokens",
@@ -197,6 +269,27 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
         default=[0.0, 0.3, 0.6, 0.9],
         metavar="T",
         help="sampling temperatures, with a result file each; 0 is greedy",
+    )
+    group.add_argument(
+        "--top_p",
+        type=number(float, 1e-6, 1),
+        default=1.0,
+        metavar="P",
+        help="draw from the fewest tokens whose probabilities sum to P; 1 is all",
+    )
+    group.add_argument(
+        "--sampling_top_k",
+        type=number(int, 0),
+        default=0,
+        metavar="N",
+        help="draw from the N most probable tokens; 0 is all",
+    )
+    group.add_argument(
+        "--min_p",
+        type=number(float, 0, 1),
+        default=0.0,
+        metavar="SHARE",
+        help="draw from the tokens that have at least this share of the highest probability; 0 is all",
     )
     group.add_argument(
         "--num_samples",

@@ -20,6 +20,7 @@ import torch
 from cot.utils.devices import is_out_of_memory
 from cot.utils.kv_cache import make_room, use_grouped_attention
 from cot.utils.models import context_length, end_token_ids, estimate_rows
+from cot.utils.sampling import ALL_TOKENS, Sampling, forbid_tokens
 from cot.utils.thinking import NO_BLOCK, Reasoning, StopWatch, split_completion
 
 SHRINK_SHARE = 0.25  # finished rows that make it worth copying the cache of the others
@@ -36,6 +37,7 @@ class Request:
         stop: texts at which a completion ends, as a base model needs that would go on with another question;
             inside a reasoning none ends it.
         reasoning: the block in which the model thinks before it answers.
+        sampling: the tokens that a draw is made from; of no effect on a greedy text.
     """
 
     prompt_ids: tuple[int, ...]
@@ -43,6 +45,7 @@ class Request:
     seed_key: str
     stop: tuple[str, ...] = ()
     reasoning: Reasoning = NO_BLOCK
+    sampling: Sampling = ALL_TOKENS
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class TransformersEngine:
         equal: dict[Request, list[int]] = {}
         for i, request in enumerate(requests):
             if i not in errors:
-                drawn = request if request.temperature else replace(request, seed_key="")
+                drawn = request if request.temperature else replace(request, seed_key="", sampling=ALL_TOKENS)
                 equal.setdefault(drawn, []).append(i)
         sharing = {indices[0]: indices for indices in equal.values()}
         queue = sorted(sharing, key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, i))
@@ -238,7 +241,9 @@ class TransformersEngine:
         gumbel = uniform.log_().neg_().log_().neg_()
 
         temperature = torch.tensor([[row.request.temperature] for row in active], device=logits.device)
-        tokens = (logits + temperature * gumbel).argmax(dim=-1)  # (B,)
+        drawn_from = [row.request.sampling if row.request.temperature else ALL_TOKENS for row in active]
+        noisy = forbid_tokens(logits + temperature * gumbel, logits, temperature, drawn_from)
+        tokens = noisy.argmax(dim=-1)  # (B,)
         chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)  # (B,)
 
         for row, token, logprob in zip(active, tokens.tolist(), chosen.tolist(), strict=True):

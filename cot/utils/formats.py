@@ -13,6 +13,7 @@ from cot.utils.files import read_json
 from cot.utils.gguf_header import read_header
 from cot.utils.model_names import ModelSource, fetch_model
 from cot.utils.models import load_tokenizer
+from cot.utils.prompts import clean
 from cot.utils.templates import PromptFormat, read_format
 
 BUDGET = 256  # tokens of an answer
@@ -22,7 +23,8 @@ THINKING_BUDGET = 4096  # the same with reasoning
 def format_of(
     args: argparse.Namespace, tokenizer, source: ModelSource, started: datetime | None = None
 ) -> PromptFormat:
-    """How a model's prompts are written under the flags `thinking, chat_template_kwargs, think_end`.
+    """How a model's prompts are written under the flags `system_prompt, thinking, chat_template_kwargs,
+    think_end`.
 
     Raises:
         UserError: as `read_format`.
@@ -34,6 +36,7 @@ def format_of(
         think_end=args.think_end,
         started=started,
         model_name=source.name,
+        system_prompt=clean(args.system_prompt) if args.system_prompt else None,
     )
 
 

@@ -54,6 +54,7 @@ class ModelSource:
         revision: the hub's commit hash; the package's version and a content hash for `bundled`; else a
             content hash (`fingerprint_files`). An adapter's ends in its base's revision.
         base: the model that an adapter applies to.
+        ref: the branch, tag or commit by which hub files that wait to be downloaded were asked for.
     """
 
     name: str
@@ -61,14 +62,21 @@ class ModelSource:
     path: Path | None
     revision: str
     base: "ModelSource | None" = None
+    ref: str | None = None
 
 
-def resolve_model(name: str) -> ModelSource:
+def resolve_model(name: str, revision: str | None = None) -> ModelSource:
     """Finds a model without loading it; answers within about 10 s whatever the network does.
 
+    Args:
+        revision: branch, tag or commit of a hub model; None for its main branch.
+
     Raises:
-        UserError: nothing is there, the files cannot be loaded safely, or the hub refuses or does not answer.
+        UserError: nothing is there, the files cannot be loaded safely, the hub refuses or does not answer, or
+            a model that is no hub model is asked for a revision.
     """
+    if revision and (name in (BUNDLED, "tutor") or Path(name).expanduser().exists()):
+        raise UserError(f"--revision {revision}: only a hub model has revisions, and {name} is none")
     if name == BUNDLED:
         return _resolve_bundled()
     if name == "tutor":
@@ -88,7 +96,7 @@ def resolve_model(name: str) -> ModelSource:
         return ModelSource(str(path.resolve()), "gguf", path.resolve(), fingerprint_files([path]))
     if name.startswith(("/", ".", "~")) or path.suffix == ".gguf" or name.count("/") > 1:
         raise UserError(f"--model_name {name}: no such folder or file")
-    return _resolve_hub(name)
+    return _resolve_hub(name, revision)
 
 
 def fetch_model(source: ModelSource) -> ModelSource:
@@ -116,6 +124,7 @@ def fetch_model(source: ModelSource) -> ModelSource:
             f"--model_name {source.name}: download failed ({type(error).__name__}: {error});"
             " the same command continues it"
         ) from error
+    _remember_commit(source)
     return _resolve_folder(source.name, "hub", Path(folder), source.revision)
 
 
@@ -225,10 +234,11 @@ def _resolve_folder(name: str, kind: str, folder: Path, revision: str) -> ModelS
             raise UserError(
                 f"--model_name {name}: adapter_model.safetensors is missing (pickled weights are refused)"
             )
-        base_name = read_json(adapter).get("base_model_name_or_path")
+        config = read_json(adapter)
+        base_name = config.get("base_model_name_or_path")
         if not base_name or Path(base_name).expanduser().resolve() == folder:
             raise UserError(f"{adapter}: base_model_name_or_path: names no other model")
-        base = resolve_model(base_name)
+        base = resolve_model(base_name, config.get("revision"))
         return ModelSource(name, "adapter", folder, f"{revision}+{base.revision}", base)
 
     if not (folder / "config.json").is_file():
@@ -257,17 +267,17 @@ def _find_weight_problem(folder: Path) -> str | None:
     return f"no .safetensors weights in {folder}" + (f" (pickled {pickled[0]} is refused)" if pickled else "")
 
 
-def _resolve_hub(name: str) -> ModelSource:
-    cached = _find_cached(name)
+def _resolve_hub(name: str, revision: str | None) -> ModelSource:
+    cached = _find_cached(name, revision)
     if cached and _is_complete(cached):
         return _resolve_folder(name, "hub", cached, cached.name)
-    commit, is_adapter = _ask_hub(name)
-    source = ModelSource(name, "hub", None, commit)
+    commit, is_adapter = _ask_hub(name, revision)
+    source = ModelSource(name, "hub", None, commit, ref=revision or "main")
     return fetch_model(source) if is_adapter else source  # an adapter is small, and only it names the base
 
 
-def _find_cached(name: str) -> Path | None:
-    """The snapshot of `main` in the local cache, complete or not; asks no network."""
+def _find_cached(name: str, revision: str | None) -> Path | None:
+    """The snapshot of a revision in the local cache, complete or not; asks no network."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -279,10 +289,25 @@ def _find_cached(name: str) -> Path | None:
             f"--model_name {name}: neither a folder nor a hub name such as {GPU_MODEL}"
         ) from error
     for anchor in ("config.json", "adapter_config.json"):
-        cached = try_to_load_from_cache(name, anchor)
+        cached = try_to_load_from_cache(name, anchor, revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent
     return None
+
+
+def _remember_commit(source: ModelSource) -> None:
+    """Notes in the local cache, as the hub's client does, which commit a branch or tag has named.
+
+    The client itself notes nothing of files that were downloaded by their commit, and would not find them
+    again without the network.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    if source.ref and source.ref != source.revision:
+        refs = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source.name, repo_type="model") / "refs"
+        (refs / source.ref).parent.mkdir(parents=True, exist_ok=True)
+        (refs / source.ref).write_text(source.revision)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -295,17 +320,27 @@ def _has_tokenizer(folder: Path) -> bool:
     return any(all((folder / file).is_file() for file in group) for group in TOKENIZER_FILES)
 
 
-def _ask_hub(name: str) -> tuple[str, bool]:
-    """The commit that `main` names, and whether the repository holds an adapter."""
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError, RepositoryNotFoundError
+def _ask_hub(name: str, revision: str | None) -> tuple[str, bool]:
+    """The commit that a revision names, and whether the repository holds an adapter."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         if not hub_answers():
             raise ConnectionError("no answer")
         try:
-            return _read_commit(name, "config.json"), False
+            return _read_commit(name, "config.json", revision), False
         except EntryNotFoundError:
-            return _read_commit(name, "adapter_config.json"), True
+            return _read_commit(name, "adapter_config.json", revision), True
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"--revision {revision}: --model_name {name} has no such branch, tag or commit"
+        ) from error
     except GatedRepoError as error:
         problem = f"gated: accept its terms at https://huggingface.co/{name} and log in (hf auth login)"
         raise UserError(f"--model_name {name}: {problem}, {OFFLINE_HINT}") from error
@@ -320,11 +355,13 @@ def _ask_hub(name: str) -> tuple[str, bool]:
         raise UserError(f"--model_name {name}: {problem}: check the network, {OFFLINE_HINT}") from error
 
 
-def _read_commit(name: str, file: str) -> str:
+def _read_commit(name: str, file: str, revision: str | None) -> str:
     """Reads a file's commit from its header."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    commit = get_hf_file_metadata(hf_hub_url(name, file), timeout=PROBE_TIMEOUT_S).commit_hash
+    commit = get_hf_file_metadata(
+        hf_hub_url(name, file, revision=revision), timeout=PROBE_TIMEOUT_S
+    ).commit_hash
     if not commit:
         raise OSError(f"{file}: the hub's answer names no commit")
     return commit

@@ -5,6 +5,7 @@ loads them onto a device that exists, in a number format that suits it. No remot
 Every model comes back in eval mode, with a pad token and left padding.
 """
 
+import argparse
 import functools
 import math
 import shutil
@@ -23,8 +24,10 @@ from cot.utils.devices import (
 )
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 from cot.utils.files import read_json
+from cot.utils.loading import AS_IT_COMES, NOT_IN_4BIT, SHARE_OF_4BIT, Loading, check_loading, loading_of
 from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model
 from cot.utils.paths import cache_dir
+from cot.utils.sampling import own_settings
 from cot.utils.templates import template_source
 from cot.utils.weights import check_vocabulary, folder_shapes, gib_needed, load_checked, read_shapes
 
@@ -39,11 +42,20 @@ SMALL_MODEL_ROWS = 128
 MAX_ROWS = 512
 
 
-def choose_model(name: str, device: str) -> ModelSource:
-    """The model that `--model_name` means; `auto` is `GPU_MODEL` with a CUDA GPU, else the bundled one."""
+def choose_model(args: argparse.Namespace) -> ModelSource:
+    """The model that the flags of `add_model_flags` mean; it can be loaded as they say.
+
+    `--model_name auto` is `GPU_MODEL` with a CUDA GPU, else the bundled one.
+
+    Raises:
+        UserError: as `resolve_model` and `check_loading`.
+    """
+    name = args.model_name
     if name == "auto":
-        name = GPU_MODEL if pick_device(device).type == "cuda" else BUNDLED
-    return resolve_model(name)
+        name = GPU_MODEL if pick_device(args.device).type == "cuda" else BUNDLED
+    source = resolve_model(name, args.revision)
+    check_loading(loading_of(args), source, args.device, args.dtype)
+    return source
 
 
 def load_tokenizer(source: ModelSource):
@@ -65,6 +77,7 @@ def load_model(
     device: str = "auto",
     dtype: "str | torch.dtype" = "auto",
     tokenizer=None,
+    loading: Loading = AS_IT_COMES,
 ):
     """Loads a causal language model for generation.
 
@@ -73,14 +86,15 @@ def load_model(
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         dtype: `auto` (see `choose_dtype`; only that times anything), `float32`, `bfloat16` or `float16`.
         tokenizer: what `load_tokenizer` gave, as a GGUF file's takes 20 s; None loads it.
+        loading: attention, and four bits.
 
     Returns:
         The model in eval mode and its tokenizer (pad token set, padding on the left).
         `model.name_or_path` is the source's name, so that an adapter trained on it finds its base again.
 
     Raises:
-        UserError: as `resolve_model`; a device that is not there; files that cannot be loaded; out of memory
-            (exit code 1).
+        UserError: as `resolve_model` and `check_loading`; a device that is not there; files that cannot be
+            loaded; out of memory (exit code 1).
     """
     import torch
     from safetensors import SafetensorError
@@ -91,12 +105,13 @@ def load_model(
     named = str(dtype).removeprefix("torch.")
     check_dtype(named)
     source = name_or_path if isinstance(name_or_path, ModelSource) else resolve_model(name_or_path)
+    check_loading(loading, source, device, named)
     source = fetch_model(source)
     shapes = read_shapes(source) if named == "auto" else []
     torch_dtype = getattr(torch, choose_dtype(named, placed, shapes, warn=False).dtype)
 
     try:
-        model, tokenizer = _load(source, placed, torch_dtype, tokenizer)
+        model, tokenizer = _load(source, placed, torch_dtype, tokenizer, loading)
         check_vocabulary(source.name, model, tokenizer)
         check_batching(source.name, model.eval())
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
@@ -142,6 +157,9 @@ def describe_model(source: ModelSource, model) -> dict:
         "base": source.base.name if source.base else None,
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "load_in_4bit": bool(getattr(model, "is_loaded_in_4bit", False)),
+        "attn_implementation": model.config._attn_implementation,
+        "generation_defaults": own_settings(model.generation_config),
         "device": str(model.device),
         "parameters": model.num_parameters(),
         "context_length": context_length(model),
@@ -254,18 +272,18 @@ def _load_tokenizer(source: ModelSource):
     return AutoTokenizer.from_pretrained(folder, **LOCAL)
 
 
-def _load(source: ModelSource, device, dtype, tokenizer=None):
+def _load(source: ModelSource, device, dtype, tokenizer=None, loading: Loading = AS_IT_COMES):
     if source.kind == "bundled":
         source = unpack_bundled(source)
     tokenizer = tokenizer or _load_tokenizer(source)
-    options = {"dtype": dtype, "use_safetensors": True, **LOCAL}
+    options = {"dtype": dtype, "use_safetensors": True, **LOCAL, **loading.options(dtype)}
     if str(device) != "cpu":  # the default; DeepSpeed's ZeRO-3 refuses to be told
         options["device_map"] = {"": device}
 
     if source.kind == "adapter":
         from cot.utils.adapters import merge_adapter
 
-        model, _ = _load(fetch_model(source.base), device, dtype, tokenizer)
+        model, _ = _load(fetch_model(source.base), device, dtype, tokenizer, loading)
         return merge_adapter(source, model, device), tokenizer
 
     if source.kind == "gguf":
@@ -274,12 +292,18 @@ def _load(source: ModelSource, device, dtype, tokenizer=None):
         return load_gguf(source.name, source.path, options), tokenizer
 
     folder = source.path
-    if gib_needed(folder_shapes(folder), dtype) > gib_present(device):
+    share = SHARE_OF_4BIT if loading.load_in_4bit else 1
+    if share * gib_needed(folder_shapes(folder), dtype) > gib_present(device):
         raise MemoryError
     if read_json(folder / "config.json").get("model_type") == "qwen":
         from cot.utils.qwen1 import load_qwen1
 
-        return load_qwen1(folder, dtype, device, tokenizer)
+        if loading.load_in_4bit:
+            raise UserError(f"--load_in_4bit: --model_name {source.name}: {NOT_IN_4BIT['qwen']}")
+        model, tokenizer = load_qwen1(folder, dtype, device, tokenizer)
+        if loading.attn_implementation != "auto":
+            model.set_attn_implementation(loading.attn_implementation)
+        return model, tokenizer
     return load_checked(source.name, folder, **options), tokenizer
 
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import random
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from cot.utils.model_names import hub_answers
 from cot.utils.textbook import Exercise, generate_exercises, load_chapters
 
 GSM8K = "openai/gsm8k"
-ALL = sys.maxsize  # a subset of this size is everything
+ALL = "all"  # of --subset_size: no limit
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # no tokenizer takes one
 TEXTBOOK_EXERCISES = 20  # of each chapter
 TEXTBOOK_SEED = 0  # the textbook's questions are a fixed data set, whatever --seed says
@@ -85,31 +84,45 @@ def question_of(exercise: Exercise) -> Question:
 
 
 def load_questions(
-    dataset: str, split: str = "test", subset_size: int = ALL, shuffle_seed: int | None = None
+    dataset: str,
+    split: str = "test",
+    subset_size: int | str = ALL,
+    shuffle_seed: int | None = None,
+    offset: int = 0,
 ) -> QuestionSet:
-    """The first `subset_size` questions of a data set, shuffled before if `shuffle_seed` is given.
+    """`subset_size` questions of a data set, shuffled before if `shuffle_seed` is given.
 
     Args:
         dataset: `auto` (GSM8K, else the textbook), `gsm8k`, `textbook`, a `.jsonl` or `.json` file, or
             `mathdial:FILE`.
         split: `train` or `test`, of GSM8K or the textbook.
+        subset_size: how many at most, or `ALL`.
+        offset: how many usable ones are left out before them, so that parts of a data set share none.
 
     Raises:
-        UserError: the source is absent, unreachable, malformed, or holds no usable question.
+        UserError: the source is absent, unreachable, malformed, or holds no usable question, or no further
+            one.
     """
     source, questions = _read_source(dataset, split)
     if shuffle_seed is not None:
         random.Random(f"shuffle {shuffle_seed}").shuffle(questions)
 
-    kept, excluded = [], []
+    kept, excluded, left_out = [], [], 0
     for question in questions:
         if len(kept) == subset_size:
             break
         try:
             gold_answer(question.gold_solution)
-            kept.append(question)
         except GoldError:
-            excluded.append(question.id)
+            if left_out == offset:
+                excluded.append(question.id)
+            continue
+        if left_out < offset:
+            left_out += 1
+        else:
+            kept.append(question)
+    if left_out and not kept:
+        raise UserError(f"--offset {offset}: {source} has {left_out} usable questions")
     if not kept:
         raise UserError(f"--dataset {dataset}: no question whose gold answer parses (expected '#### N')")
 

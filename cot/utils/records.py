@@ -26,6 +26,7 @@ from cot.utils.metrics import (
     unmastered_skills,
 )
 from cot.utils.prompts import Prompt
+from cot.utils.sampling import ALL_TOKENS, Sampling
 from cot.utils.students import Profile
 from cot.utils.templates import encode_data
 from cot.utils.thinking import Split
@@ -310,12 +311,21 @@ def expand(
     ]
 
 
-def make_requests(rows: Sequence[Row], prompts: Sequence[Prompt], seed: int) -> list["Request"]:
+def make_requests(
+    rows: Sequence[Row], prompts: Sequence[Prompt], seed: int, sampling: Sampling = ALL_TOKENS
+) -> list["Request"]:
     """What an engine is asked, one a row."""
     from cot.utils.engine import Request
 
     return [
-        Request(prompt.ids, row.temperature, row.noise_key(seed), prompt.stop, prompt.reasoning)
+        Request(
+            prompt_ids=prompt.ids,
+            temperature=row.temperature,
+            seed_key=row.noise_key(seed),
+            stop=prompt.stop,
+            reasoning=prompt.reasoning,
+            sampling=sampling,
+        )
         for row, prompt in zip(rows, prompts, strict=True)
     ]
 

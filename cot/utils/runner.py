@@ -29,6 +29,7 @@ from cot.utils.errors import (
 from cot.utils.files import dumps, timestamp, write_json, write_results
 from cot.utils.formats import format_of
 from cot.utils.journal import Journal, join_journal, open_journal, read_headers
+from cot.utils.loading import loading_of
 from cot.utils.memory_arms import PromptShape, make_prompt
 from cot.utils.model_names import ModelSource, fetch_model
 from cot.utils.processes import Processes, share_rows
@@ -36,6 +37,7 @@ from cot.utils.progress import Progress
 from cot.utils.prompts import Prompt
 from cot.utils.records import Row, make_record, make_requests
 from cot.utils.results import SCHEMA_VERSION, code_version, document, environment
+from cot.utils.sampling import ignored_settings, sampling_of
 from cot.utils.students import Profile
 from cot.utils.summary import look_at
 from cot.utils.templates import PromptFormat
@@ -60,8 +62,8 @@ class Run:
         is_main: whether this process measures the answers and writes the result files.
 
     Args:
-        args: the script's flags, among them `temperatures, max_new_tokens, batch_size, seed, device, dtype,
-            thinking, chat_template_kwargs, think_end, fail_on_error, retry_failed`.
+        args: the script's flags, among them those of `add_generation_flags`, `add_template_flags` and
+            `add_loading_flags`, and `device, dtype, fail_on_error, retry_failed`.
         rows: all answers, in the order of the results.
         sources: the model of each policy.
         shape: how prompts are built.
@@ -247,7 +249,8 @@ class Run:
     def _begin(self, asked: Sequence[Row], prompts: Mapping) -> list["Request"]:
         """What the engine is asked; the clock of its first batch runs from here."""
         self._batch_start = time.monotonic()
-        return make_requests(asked, [prompts[row.cell] for row in asked], self.args.seed)
+        asked_with = [prompts[row.cell] for row in asked]
+        return make_requests(asked, asked_with, self.args.seed, sampling_of(self.args))
 
     def _watch(self, tokens: int, rows: int) -> None:
         """Told by the engine after each token of a batch."""
@@ -279,7 +282,7 @@ class Run:
             print("".join(f"{line}\n" for line in lines), end="", flush=True)
         self._probes[policy] = choice.probe
         dtype = self.processes.agree(f"dtype of {policy}", choice.dtype)  # a probe may differ
-        model, tokenizer = load_model(source, device, dtype, tokenizer)
+        model, tokenizer = load_model(source, device, dtype, tokenizer, loading_of(args))
         return TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
 
     def make_prompts(
@@ -310,6 +313,9 @@ class Run:
         if policy not in self.config["models"]:
             longest = max(len(prompt.ids) for prompt in prompts.values()) + self.args.max_new_tokens
             described = describe_model(self.sources[policy], engine.model)
+            if ignored := ignored_settings(described["generation_defaults"], self.args):
+                named = ", ".join(f"{name} {value}" for name, value in ignored.items())
+                print(f"note:    {policy}: its generation_config's {named} is ignored", flush=True)
             described["dtype_probe"] = self._probes[policy]
             described["batch_size"] = self.args.batch_size or estimate_rows(engine.model, longest)
             self.config["models"][policy] = described
@@ -349,12 +355,13 @@ class Run:
         cells = {row.cell: row for row in self.rows}.values()
         kind, _, _ = self.config["device"].partition(":")  # of device; each process has its own
         decoding = [args.max_new_tokens, args.batch_size, args.seed, kind, args.dtype]
+        decoding += [asdict(sampling_of(args)), asdict(loading_of(args))]
         parts = {
             "code": code_version(),
             "libraries": [SCHEMA_VERSION, self.environment["versions"]],
             "decoding": decoding,
             "prompt": asdict(self.shape),
-            "template": [args.thinking, args.chat_template_kwargs, args.think_end],
+            "template": [args.thinking, args.chat_template_kwargs, args.think_end, args.system_prompt],
             "questions": [[row.index, asdict(row.moment)] for row in cells],
             "memory": [asdict(row.memory) for row in cells],
             "profiles": [profile.model_dump() for profile in self.profiles.values()],

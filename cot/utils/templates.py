@@ -26,6 +26,7 @@ from cot.utils.thinking import MARKERS, NO_BLOCK, Reasoning, begin_of
 
 SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
 _CORE = "Probe 8f1D6c0E"
+_SYSTEM = "Probe 5b7E2a9D"  # stands for the system turn
 _LEAD, _TRAIL = "\t\n\t", "\n\t\n"  # blanks around it, which a template may trim
 _SAMPLE = 'Solve.\n\n<memory>\n| it\'s "5 < 6" & more\n</memory>\n\nQuestion: What is ½ + é, 3 * 4 {{ x }}?'
 # Arguments of `apply_chat_template` that decide what comes back, and are no variables of a template.
@@ -78,6 +79,7 @@ class PromptFormat:
         template: the chat template's source; empty where the model has none, and prompts are plain text.
         literals: what stands before, between and behind the occurrences of the user's turn.
         changes: what becomes of each occurrence.
+        system_prompt: the text of a system turn, which stands in the literals as `_SYSTEM`.
         reasoning: the block in which the model thinks, should it do so.
         thinks: whether an answer is expected to begin with such a block.
         notes: what the user should be told, a line each.
@@ -86,6 +88,7 @@ class PromptFormat:
     template: str = ""
     literals: tuple[str, ...] = ("", "")
     changes: tuple[Change, ...] = (Change(),)
+    system_prompt: str = ""
     reasoning: Reasoning = NO_BLOCK
     thinks: bool = False
     notes: tuple[str, ...] = ()
@@ -98,9 +101,19 @@ class PromptFormat:
     def write(self, turn: Iterable[Part]) -> list[Part]:
         """A whole prompt's parts, from those of the user's turn."""
         turn = list(turn)
-        parts: list[Part] = [(self.literals[0], False)]
+        parts = self._with_system(self.literals[0])
         for change, literal in zip(self.changes, self.literals[1:], strict=True):
-            parts += [*change.apply(turn), (literal, False)]
+            parts += [*change.apply(turn), *self._with_system(literal)]
+        return parts
+
+    def _with_system(self, literal: str) -> list[Part]:
+        """A literal's parts: the system turn in it is data, too."""
+        if not self.system_prompt:
+            return [(literal, False)]
+        first, *others = literal.split(_SYSTEM)
+        parts: list[Part] = [(first, False)]
+        for other in others:
+            parts += [(self.system_prompt, True), (other, False)]
         return parts
 
 
@@ -111,6 +124,7 @@ def read_format(
     think_end: str | None = None,
     started: datetime | None = None,
     model_name: str | None = None,
+    system_prompt: str | None = None,
 ) -> PromptFormat:
     """How prompts for this tokenizer's model are written.
 
@@ -120,10 +134,11 @@ def read_format(
         think_end: the mark that ends the reasoning; None for what template or tokenizer have.
         started: the date for a template that asks for one; None for now.
         model_name: for messages; None for the tokenizer's own name.
+        system_prompt: the text of a system turn before the user's; None for none, or the template's own.
 
     Raises:
-        UserError: no template among several is meant, or the template raises, loses the user's turn, or
-            changes it in a way that cannot be followed.
+        UserError: no template among several is meant, or the template raises, loses the user's turn or the
+            system's, or changes one in a way that cannot be followed.
     """
     model, given = f"--model_name {model_name or tokenizer.name_or_path}", dict(kwargs or {})
     if refused := sorted(set(given) & set(_TAKEN)):
@@ -135,6 +150,10 @@ def read_format(
     if not tokenizer.chat_template:
         if given:
             raise UserError(f"--chat_template_kwargs: {model} has no chat template that could read them")
+        if system_prompt:
+            raise UserError(
+                f"--system_prompt: {model} has no chat template, so no system turn; --cot_prompt can say it"
+            )
         found, can_switch, is_off = PromptFormat(), False, False
     else:
         name, source = _pick_template(tokenizer, given.pop("chat_template", None), model)
@@ -142,7 +161,9 @@ def read_format(
         options = {"chat_template": source, "strftime_now": clock, **given}
         chosen = options if thinking == "auto" else options | switches
         found = _follow(tokenizer, chosen, f"{model}: {name}")
-        on, off = (_switched(tokenizer, options, to) for to in (True, False))
+        if system_prompt:
+            found = _follow(tokenizer, chosen, f"--system_prompt: {model}: {name}", system_prompt.strip())
+        on, off = (_switched(tokenizer, options, to, found.system_prompt) for to in (True, False))
         can_switch = on is not None and off is not None and on != off
         is_off = can_switch and found == off
     return _add_reasoning(found, tokenizer, thinking, think_end, can_switch, is_off)
@@ -171,27 +192,28 @@ def _pick_template(tokenizer, wanted: str | None, flag: str) -> tuple[str, str]:
     return f"its chat template {chosen!r}", templates[chosen]
 
 
-def _follow(tokenizer, options: Mapping[str, Any], name: str) -> PromptFormat:
+def _follow(tokenizer, options: Mapping[str, Any], name: str, system_prompt: str = "") -> PromptFormat:
     """What stands around a user's turn, and what becomes of it."""
-    problem, lost = "", "does not show the user's turn"
+    turn = f"the {'system' if system_prompt else 'user'}'s turn"
+    problem, system = "", _SYSTEM if system_prompt else ""
     for as_list in (False, True):  # of parts, as templates of models that also see pictures take it
         try:
-            probed = _render(tokenizer, _LEAD + _CORE + _TRAIL, options, as_list)
-            sample = _render(tokenizer, _SAMPLE, options, as_list)
+            probed = _render(tokenizer, _LEAD + _CORE + _TRAIL, options, as_list, system)
+            sample = _render(tokenizer, _SAMPLE, options, as_list, system_prompt)
         except _template_errors() as error:
             problem = problem or f"raises {type(error).__name__}: {str(error)[:200]}"
             continue
-        found = _read_probe(options["chat_template"], probed)
+        found = _read_probe(options["chat_template"], probed, system_prompt)
         if found and join_parts(found.write([(_SAMPLE, True)]))[0] == sample:
             return found
-        problem = "changes the user's turn in a way that cannot be followed" if found else problem
-    raise UserError(f"{name} {problem or lost}")
+        problem = f"changes {turn} in a way that cannot be followed" if found else problem
+    raise UserError(f"{name} {problem or f'does not show {turn}'}")
 
 
-def _switched(tokenizer, options: Mapping[str, Any], to: bool) -> PromptFormat | None:
+def _switched(tokenizer, options: Mapping[str, Any], to: bool, system_prompt: str) -> PromptFormat | None:
     """The same with its reasoning switched; None where the template refuses."""
     try:
-        return _follow(tokenizer, {**options, **dict.fromkeys(SWITCHES, to)}, "")
+        return _follow(tokenizer, {**options, **dict.fromkeys(SWITCHES, to)}, "", system_prompt)
     except UserError:
         return None
 
@@ -230,14 +252,19 @@ def _add_reasoning(
     return replace(found, reasoning=Reasoning(begin, end, opened), thinks=thinks, notes=tuple(notes))
 
 
-def _render(tokenizer, turn: str, options: Mapping[str, Any], as_list: bool) -> str:
-    content = [{"type": "text", "text": turn}] if as_list else turn
-    messages = [{"role": "user", "content": content}]
+def _render(tokenizer, turn: str, options: Mapping[str, Any], as_list: bool, system_prompt: str) -> str:
+    turns = {"system": system_prompt, "user": turn} if system_prompt else {"user": turn}
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": [{"type": "text", "text": text}] if as_list else text}
+        for role, text in turns.items()
+    ]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
 
 
-def _read_probe(source: str, rendered: str) -> PromptFormat | None:
-    """What stands around the probe, and what became of it; None where it is lost."""
+def _read_probe(source: str, rendered: str, system_prompt: str) -> PromptFormat | None:
+    """What stands around the probe, and what became of it; None where it is lost, or the system turn is."""
+    if system_prompt and _SYSTEM not in rendered:
+        return None
     cases = {_CORE.upper(): "upper", _CORE.lower(): "lower"}
     literals, changes, place = [], [], 0
     for match in re.finditer(_CORE, rendered, re.IGNORECASE):
@@ -246,7 +273,9 @@ def _read_probe(source: str, rendered: str) -> PromptFormat | None:
         literals.append(rendered[place : match.start() - (0 if left else len(_LEAD))])
         changes.append(Change(left, right, cases.get(match[0], "")))
         place = match.end() + (0 if right else len(_TRAIL))
-    return PromptFormat(source, (*literals, rendered[place:]), tuple(changes)) if changes else None
+    if not changes:
+        return None
+    return PromptFormat(source, (*literals, rendered[place:]), tuple(changes), system_prompt)
 
 
 def _template_errors() -> tuple[type[Exception], ...]:
