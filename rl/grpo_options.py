@@ -5,6 +5,7 @@ Only `check_options` imports a heavy library, so that a mistyped flag is answere
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import math
 import typing
@@ -26,6 +27,19 @@ FLAG_OF_FIELD = {
     "resume_from_checkpoint": "--resume",
     "shuffle_dataset": "--seed",
 }
+# Fields that the trainer refuses, or that need what this script has not, hours or minutes later.
+REFUSED = {
+    "auto_find_batch_size": "GRPO cannot change its batch as it goes; --per_device_train_batch_size sets it",
+    "do_eval": "held-out exercises are answered by --eval_every and --eval_size",
+    "eval_on_start": "held-out exercises are answered before the first step anyway, by --eval_size",
+    "load_best_model_at_end": "the last policy is the result; evaluate_rl.py takes a checkpoint, too",
+    "model_init_kwargs": "the model is loaded by this script; --attn_implementation and --revision are flags",
+    "push_to_hub": "a finished run folder can be uploaded by hf upload",
+}
+PACKAGES = {  # what a value needs that is no requirement
+    "deepspeed": "deepspeed",
+    "use_liger_kernel": "liger-kernel",
+}
 # Fields that may be negative although their default is not.
 SIGNED = {"entropy_coef", "entropy_coef_min"}
 SAMPLERS = {  # transformers' classes that check a value, but only when a text is sampled
@@ -42,7 +56,8 @@ def parse_grpo(entries: Iterable[str]) -> dict:
     import.
 
     Raises:
-        UserError: a field that has a flag of its own, no `=`, or a temperature that samples nothing.
+        UserError: a field that has a flag of its own or is refused, a package that is absent, no `=`, or a
+            temperature that samples nothing.
 
     >>> parse_grpo(["temperature=0.5", "optim=adamw_torch", "bf16=false"])
     {'temperature': 0.5, 'optim': 'adamw_torch', 'bf16': False}
@@ -58,6 +73,10 @@ def parse_grpo(entries: Iterable[str]) -> dict:
             options[key] = json.loads(value)
         except ValueError:
             options[key] = value
+        if options[key] and key in REFUSED:
+            raise UserError(f"--grpo {entry}: {REFUSED[key]}")
+        if (package := _needed_package(key, options[key])) and not _is_installed(package):
+            raise UserError(f"--grpo {entry}: {package} is not installed: pip install {package}")
     temperature = options.get("temperature", 1.0)
     if not isinstance(temperature, int | float) or not temperature > 0:
         raise UserError(f"--grpo temperature={temperature}: expected a number above 0")
@@ -96,6 +115,17 @@ def check_options(options: dict) -> None:
                 getattr(logits_process, SAMPLERS[name])(float(value))
             except ValueError as error:
                 raise UserError(f"--grpo {name}={value}: {error}") from error
+
+
+def _needed_package(key: str, value: object) -> str | None:
+    """The package that a field's value needs beside the requirements."""
+    if key == "optim" and any(part in str(value) for part in ("8bit", "bnb", "paged")):
+        return "bitsandbytes"
+    return PACKAGES.get(key) if value else None
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package.replace("-", "_")) is not None
 
 
 def _lowest(name: str, kind: object, default: object) -> float:

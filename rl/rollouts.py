@@ -5,7 +5,9 @@ and what is evaluated are one thing: at any of the model's ends of a turn, and, 
 template, at the stop text. Nothing else of the checkpoint's generation settings is obeyed.
 """
 
+import time
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,14 +20,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cot.utils.errors import UserError
 from cot.utils.models import end_token_ids
+from cot.utils.sampling import own_settings
 from cot.utils.thinking import NO_BLOCK, Reasoning, StopWatch, split_completion
-
-# Generation settings that do not change which tokens are drawn, or that a rollout sets itself.
-HARMLESS = {
-    *("_from_model_config", "transformers_version", "use_cache", "do_sample", "max_length", "max_new_tokens"),
-    *("output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
-}
 
 
 def make_generation_neutral(model, tokenizer) -> dict:
@@ -46,20 +42,26 @@ def make_generation_neutral(model, tokenizer) -> dict:
             f"--model_name {model.name_or_path}: neither its tokenizer nor its generation_config.json names"
             " a token that ends a text; set eos_token_id there"
         )
-    own = model.generation_config.to_diff_dict()
+    own = own_settings(model.generation_config)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends if len(ends) > 1 else ends[0],
         pad_token_id=tokenizer.pad_token_id,
     )
-    return {name: value for name, value in own.items() if name not in HARMLESS and value is not None}
+    return own
 
 
-def end_in_vllm(config: GRPOConfig, ends: Sequence[int], stop: Sequence[str]) -> None:
-    """Tells vLLM where a completion ends; what `--grpo generation_kwargs` says wins."""
+def prepare_vllm(config: GRPOConfig, ends: Sequence[int], stop: Sequence[str], length: int) -> None:
+    """Tells vLLM where a completion ends and how long a row may be; what `--grpo` says wins.
+
+    Args:
+        length: tokens of the longest prompt and completion together; by itself vLLM makes room for the
+            model's whole context.
+    """
     if config.use_vllm:
         given: Any = config.generation_kwargs or {}
         config.generation_kwargs = {"stop_token_ids": list(ends), "stop": list(stop), **given}
+        config.vllm_max_model_length = config.vllm_max_model_length or length
 
 
 class StopText(StoppingCriteria):
@@ -82,6 +84,41 @@ class StopText(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
+class StageClock:
+    """Seconds that a step has spent in each of its stages, and what it has generated.
+
+    On a GPU a stage ends when its work is done, not when it is queued.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self.new_tokens = 0
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the time of the block to a stage."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += self._now() - start
+
+    def take(self) -> dict[str, float]:
+        """`<stage>_s` by stage and `tokens_per_second` since the last call, of what there was."""
+        taken = {f"{stage}_s": seconds for stage, seconds in self._seconds.items()}
+        if "generate" in self._seconds:
+            taken["tokens_per_second"] = self.new_tokens / self._seconds["generate"]
+        self._seconds.clear()
+        self.new_tokens = 0
+        return taken
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+
 class MemoryTrainer(GRPOTrainer):
     """GRPO on the data set's own token ids.
 
@@ -101,6 +138,7 @@ class MemoryTrainer(GRPOTrainer):
         ids = zip(train_dataset["prompt"], train_dataset["prompt_ids"], strict=True)
         self._ids_of_prompt = dict(ids)
         self._stop, self._reasoning = tuple(train_dataset[0]["stop"]), reasoning
+        self._clock = StageClock()
         super().__init__(train_dataset=train_dataset.remove_columns(["prompt_ids", "stop"]), **kwargs)
         # TRL adds the tokenizer's end, which may be None
         self.eos_token_ids = [token for token in self.eos_token_ids if token is not None]
@@ -121,8 +159,9 @@ class MemoryTrainer(GRPOTrainer):
         return [self._ids_of_prompt[prompt] for prompt in prompts], None, {}
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        with self._stopping_early():
+        with self._clock.measure("generate"), self._stopping_early():
             completions, logprobs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        self._clock.new_tokens += sum(map(len, completions))
         self._stopped = [False] * len(completions)
         for row, ids in enumerate(completions):
             drawn = self._tokens_to_stop(ids)
@@ -133,6 +172,14 @@ class MemoryTrainer(GRPOTrainer):
             if logprobs is not None:
                 logprobs[row] = [*logprobs[row][:drawn], None]
         return completions, logprobs
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        with self._clock.measure("logprobs"):
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Adds to a step's metrics what its stages took."""
+        super().log(logs | self._clock.take() if "loss" in logs else logs, *args, **kwargs)
 
     def _generate(self, prompts: list):
         prompt_ids, completion_ids, mask, _, *rest = super()._generate(prompts)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from cot.utils.cli import json_object, number
 from cot.utils.errors import UserError, require
+from cot.utils.files import read_json
+from cot.utils.model_names import fetch_model
 from cot.utils.paths import PROFILES_DIR
 from rl.grpo_options import check_options, suggest
 
@@ -179,11 +181,11 @@ def check_optional(args: argparse.Namespace) -> None:
     require("matplotlib", *(["sentence_transformers"] if args.top_k else []))
 
 
-def find_base(model_name: str) -> "ModelSource":
+def find_base(model_name: str, revision: str | None = None) -> "ModelSource":
     """The model to train, pinned to its weights; a `UserError` where there is none."""
     from cot.utils.model_names import hub_answers, resolve_model
 
-    source = resolve_model(model_name)
+    source = resolve_model(model_name, revision)
     if source.kind == "bundled":
         hub_answers()  # PEFT asks the hub about a base that is no folder; a dead hub would cost a minute
     return source
@@ -242,12 +244,20 @@ def parse_mix(text: str) -> list[float]:
     return shares
 
 
-def make_adapter(args: argparse.Namespace) -> "LoraConfig":
-    """The LoRA adapter that `--lora_r` and `--lora_alpha` describe, on every linear layer but the output."""
+def make_adapter(args: argparse.Namespace, revision: str | None = None) -> "LoraConfig":
+    """The LoRA adapter that `--lora_r` and `--lora_alpha` describe, on every linear layer but the output.
+
+    Args:
+        revision: of the base, so that the adapter finds it again.
+    """
     from peft import LoraConfig
 
     return LoraConfig(
-        r=args.lora_r, lora_alpha=args.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        revision=revision,
     )
 
 
@@ -307,10 +317,31 @@ def make_config(args: argparse.Namespace, processes: int) -> "GRPOConfig":
     if "lr_scheduler_type" not in args.options:  # a constant rate to the end would leave noise
         settings["lr_scheduler_type"] = "warmup_stable_decay"
         settings["lr_scheduler_kwargs"] = {"num_decay_steps": args.max_steps // 2}
+    if args.use_vllm and not gpu:
+        raise UserError("--use_vllm: needs a CUDA GPU; without the flag transformers generates")
     try:
         return GRPOConfig(**(settings | args.options))
     except (ValueError, TypeError, ArithmeticError, ImportError) as error:
         raise UserError(f"--grpo or a flag is refused by GRPOConfig: {error}") from error
+
+
+def check_vllm(args: argparse.Namespace, source: "ModelSource") -> None:
+    """In this process vLLM loads the model itself, by its name, before it gets the policy's weights.
+
+    Raises:
+        UserError: a model that it cannot find so.
+    """
+    if not args.use_vllm or args.vllm_mode == "server":
+        return
+    kinds = {"bundled": "comes from a package", "gguf": "is a GGUF file", "adapter": "is an adapter"}
+    problem = kinds.get(source.kind)
+    if problem is None and read_json(fetch_model(source).path / "config.json").get("model_type") == "qwen":
+        problem = "is a first-generation Qwen"
+    if problem:
+        raise UserError(
+            f"--use_vllm: --model_name {source.name} {problem}, which vLLM cannot load by that name; train"
+            " without it, or name a folder or hub model of safetensors"
+        )
 
 
 def split_batch(prompts: int, generations: int, per_device: int, processes: int) -> tuple[int, int]:

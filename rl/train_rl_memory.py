@@ -6,9 +6,9 @@ of a student at that moment; all completions of a group share it. Rewards: `rl/r
 GPU trains a LoRA adapter of Qwen2.5-1.5B-Instruct on GSM8K crossed with the students, a CPU the tutor
 policy on the textbook. Reads `profiles/` and its memories, and the data set. Writes a run folder: `run.json`
 (`status, started, config, environment, summary`), `metrics.jsonl` (one object a step: `step, loss, reward,
-rewards/<part>/mean|std, kl, entropy, frac_reward_zero_std, completions/clipped_ratio, copying, reward_share`;
-now and then `eval/<metric>`), `completions.jsonl` (`step, prompt, completion, rewards`), `curves.png`,
-`checkpoint-N/`, and `model/`, the result.
+rewards/<part>/mean|std, kl, entropy, frac_reward_zero_std, completions/clipped_ratio, copying, step_s,
+tokens_per_second`; now and then `eval/<metric>`), `completions.jsonl` (`step, prompt, completion, rewards`),
+`curves.png`, `checkpoint-N/`, and `model/`, the result.
 
     python rl/train_rl_memory.py --max_steps 4 --prompts_per_step 2 --eval_size 8 --output_dir /tmp/run
     python rl/train_rl_memory.py
@@ -20,7 +20,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import COT_PROMPT, OneLineParser, add_memory_flags, add_template_flags, flags_of, number
+from cot.utils.cli import (
+    COT_PROMPT,
+    OneLineParser,
+    add_attention_flag,
+    add_memory_flags,
+    add_revision_flag,
+    add_template_flags,
+    flags_of,
+    number,
+)
 from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, hold_signals, script_frame, signal_received
 from cot.utils.paths import writable_dir
 from rl.grpo_options import parse_grpo
@@ -30,6 +39,7 @@ from rl.settings import (
     THINKING_LENGTH,
     add_training_flags,
     check_optional,
+    check_vllm,
     fill_preset,
     find_base,
     in_presets,
@@ -41,10 +51,10 @@ from rl.settings import (
 # The flags that a checkpoint cannot be continued with when one of them differs.
 IDENTITY = (
     *("dataset", "chapters", "students", "cot_prompt", "seed"),
-    *("thinking", "chat_template_kwargs", "think_end"),
+    *("system_prompt", "thinking", "chat_template_kwargs", "think_end"),
     *("memory", "memory_mix", "memory_level", "memory_tokens", "memory_half_life", "top_k", "min_similarity"),
     *("weights", "num_generations", "prompts_per_step", "max_completion_length", "max_prompt_length"),
-    *("learning_rate", "beta", "max_steps", "loss_type", "scale_rewards", "grpo"),
+    *("attn_implementation", "learning_rate", "beta", "max_steps", "loss_type", "scale_rewards", "grpo"),
     *("use_peft", "lora_r", "lora_alpha"),
 )
 
@@ -70,6 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help=f"tutor, bundled, a hub name or a folder; auto is {in_presets('model_name')}",
     )
+    add_revision_flag(add)
+    add_attention_flag(add)
     add(
         "--dataset",
         default="auto",
@@ -165,6 +177,7 @@ def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, 
 
 def run(args: argparse.Namespace) -> int:
     """Flags to moments to rows to trainer to model; returns the exit code."""
+    from cot.utils.loading import Loading, check_loading
     from rl.cohorts import load_arms
     from rl.moments import fingerprint_questions, fingerprint_students, plan_prompts
     from rl.splits import pick_moments
@@ -172,7 +185,9 @@ def run(args: argparse.Namespace) -> int:
     # who is asked what, when, and how: the template is checked before any weights load
     named_length = args.max_completion_length
     fill_preset(args)
-    source = find_base(args.model_name)
+    source = find_base(args.model_name, args.revision)
+    check_loading(Loading(args.attn_implementation), source)
+    check_vllm(args, source)
     arms = load_arms(args)
     train, held_out, data = pick_moments(args, arms)
 

@@ -19,6 +19,7 @@ from cot.utils.devices import is_out_of_memory, keep_freed_memory
 from cot.utils.engine import TransformersEngine
 from cot.utils.errors import EXIT_UNEXPECTED, UserError, signal_received
 from cot.utils.files import append_json_lines, read_json, read_json_lines, write_json
+from cot.utils.loading import Loading
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.model_names import ModelSource
 from cot.utils.models import describe_model, end_token_ids, load_model
@@ -26,7 +27,7 @@ from cot.utils.records import Row, answer_now
 from cot.utils.templates import PromptFormat, read_format
 from rl.alarms import Alarms
 from rl.rewards import RewardTable
-from rl.rollouts import MemoryTrainer, end_in_vllm, make_generation_neutral
+from rl.rollouts import MemoryTrainer, make_generation_neutral, prepare_vllm
 from rl.runs import mark_complete
 from rl.settings import make_adapter
 
@@ -71,13 +72,14 @@ def load_base(args, source: ModelSource, processes, tokenizer=None):
     device = "cpu" if on_cpu else str(processes.device)
     # half of the bits will do for weights that stay as they are; those that an optimizer moves need all
     dtype = "auto" if args.use_peft else "float32"
-    model, tokenizer = load_model(source, device, dtype, tokenizer)
+    model, tokenizer = load_model(source, device, dtype, tokenizer, Loading(args.attn_implementation))
+    described = describe_model(source, model)
 
     set_aside = make_generation_neutral(model, tokenizer)
     if set_aside and processes.is_main_process:
         named = ", ".join(f"{name} {value}" for name, value in set_aside.items())
         print(f"generation settings of the model that are not used: {named}", flush=True)
-    return model, tokenizer, describe_model(source, model)
+    return model, tokenizer, described
 
 
 def keep_reference(
@@ -104,14 +106,15 @@ def make_trainer(
     """The trainer on the rows, with a new LoRA adapter where `--use_peft` says so."""
     # vLLM knows no stop text that holds outside a reasoning only: the trainer cuts there afterwards
     stop = [] if prompt_format.thinks else rows[0]["stop"]
-    end_in_vllm(config, sorted(end_token_ids(model, tokenizer)), stop)
+    longest = max(len(row["prompt_ids"]) for row in rows) + config.max_completion_length
+    prepare_vllm(config, sorted(end_token_ids(model, tokenizer)), stop, longest)
     trainer = MemoryTrainer(
         model=model,
         reward_funcs=table.functions(),
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=make_adapter(args) if args.use_peft else None,
+        peft_config=make_adapter(args, args.revision) if args.use_peft else None,
         callbacks=[recorder],
         reasoning=prompt_format.reasoning,
     )
@@ -321,9 +324,13 @@ class Recorder(TrainerCallback):
 
     def _log_step(self, state, logs: dict) -> None:
         """Writes, prints and watches a step; one on completions that were used before has no rewards."""
+        reward_s = self._table.seconds - self._reward_s
+        measured = reward_s + logs.get("generate_s", 0.0) + logs.get("logprobs_s", 0.0)
         extra = {
             "step_s": self._step_s,
-            "reward_share": (self._table.seconds - self._reward_s) / self._step_s if self._step_s else None,
+            "reward_s": reward_s,
+            "backward_s": max(0.0, self._step_s - measured),
+            "reward_share": reward_s / self._step_s if self._step_s else None,
             "reward_errors": self._table.errors,
         }
         record = {"step": state.global_step, **logs, **extra}

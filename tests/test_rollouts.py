@@ -12,7 +12,7 @@ from trl import GRPOConfig
 from cot.utils.engine import TransformersEngine
 from cot.utils.errors import UserError
 from cot.utils.models import end_token_ids, load_model
-from rl.rollouts import MemoryTrainer, end_in_vllm, make_generation_neutral
+from rl.rollouts import MemoryTrainer, make_generation_neutral, prepare_vllm
 
 STOP = ("\nQuestion:",)
 
@@ -213,9 +213,15 @@ def test_without_a_stop_text_nothing_is_put_behind_a_completion(runs_on, tmp_pat
 
 
 def test_vllm_is_told_the_same_ends_and_the_user_has_the_last_word():
-    config = SimpleNamespace(use_vllm=True, generation_kwargs={"stop": ["END"], "seed": 1})
-    end_in_vllm(config, ends=[5, 7], stop=STOP)
+    config = SimpleNamespace(
+        use_vllm=True, generation_kwargs={"stop": ["END"], "seed": 1}, vllm_max_model_length=None
+    )
+    prepare_vllm(config, ends=[5, 7], stop=STOP, length=300)
+    assert config.vllm_max_model_length == 300
     assert config.generation_kwargs == {"stop_token_ids": [5, 7], "stop": ["END"], "seed": 1}
     untouched = SimpleNamespace(use_vllm=False, generation_kwargs=None)
-    end_in_vllm(untouched, ends=[5], stop=STOP)
+    prepare_vllm(untouched, ends=[5], stop=STOP, length=300)
     assert untouched.generation_kwargs is None
+    named = SimpleNamespace(use_vllm=True, generation_kwargs=None, vllm_max_model_length=90)
+    prepare_vllm(named, ends=[5], stop=STOP, length=300)
+    assert named.vllm_max_model_length == 90

@@ -1,13 +1,25 @@
 """Presets, a configuration file, and TRL's configuration from the flags."""
 
 import argparse
+import json
 
 import pytest
+import torch
+from conftest import write_gguf
 
 from cot.utils.devices import use_one_gpu
 from cot.utils.errors import UserError
 from rl.grpo_options import check_options, parse_grpo
-from rl.settings import PRESETS, fill_preset, make_config, parse_mix, read_config, split_batch
+from rl.settings import (
+    PRESETS,
+    check_vllm,
+    fill_preset,
+    find_base,
+    make_config,
+    parse_mix,
+    read_config,
+    split_batch,
+)
 from rl.train_rl_memory import build_parser, parse_args
 
 
@@ -88,6 +100,12 @@ def test_a_mistyped_config_file_is_refused(content, message, tmp_path):
         ("temperature", "expected KEY=VALUE"),
         ("temperature=0", "temperature=0: expected a number above 0"),
         ("temperature=hot", "temperature=hot: expected a number above 0"),
+        ("eval_on_start=true", "eval_on_start=true: held-out exercises are answered before the first step"),
+        ("auto_find_batch_size=true", "--per_device_train_batch_size sets it"),
+        ('model_init_kwargs={"use_kernels": true}', "the model is loaded by this script"),
+        ("push_to_hub=true", "can be uploaded by hf upload"),
+        ("use_liger_kernel=true", "liger-kernel is not installed: pip install liger-kernel"),
+        ("optim=adamw_bnb_8bit", "bitsandbytes is not installed: pip install bitsandbytes"),
         ("top_k=-5", "top_k=-5: expected at least 0"),
         ("epsilon=NaN", "epsilon=nan: expected at least 0, and finite"),
         ("num_iterations=0", "num_iterations=0: expected at least 1"),
@@ -161,3 +179,35 @@ def test_without_a_launcher_one_of_several_gpus_is_used_and_the_launcher_is_name
     assert "the first of 4; for all: accelerate launch --num_processes 4" in use_one_gpu(config)
     assert config.n_gpu == 1  # with more, GRPOTrainer raises
     assert use_one_gpu(config) is None  # so it is where a launcher has given this process its own
+
+
+def test_fields_that_are_switched_off_are_no_error():
+    entries = ["push_to_hub=false", "use_liger_kernel=false", "optim=adamw_torch", "deepspeed=null"]
+    assert set(parse_grpo(entries).values()) == {False, "adamw_torch", None}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is here")
+def test_vllm_without_a_gpu_is_one_line_before_a_model_loads():
+    args = settings("--preset", "cpu")
+    args.use_vllm = True  # its package is asked for at the command line
+    with pytest.raises(UserError, match="--use_vllm: needs a CUDA GPU"):
+        make_config(args, processes=1)
+
+
+def test_a_model_that_vllm_cannot_load_by_its_name_is_refused_by_it(tiny_folder, tmp_path):
+    args = argparse.Namespace(use_vllm=True, vllm_mode="colocate")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_folder)}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    gguf = write_gguf(tmp_path / "tiny.gguf")
+    qwen = tmp_path / "qwen"
+    qwen.mkdir()
+    (qwen / "config.json").write_text('{"model_type": "qwen"}')
+    for name in ("model.safetensors", "qwen.tiktoken"):
+        (qwen / name).write_bytes(b"")
+    kinds = {tmp_path: "is an adapter", gguf: "is a GGUF file", qwen: "is a first-generation Qwen"}
+    for name, problem in kinds.items():
+        with pytest.raises(UserError, match=f"--use_vllm: --model_name {name} {problem}"):
+            check_vllm(args, find_base(str(name)))
+        check_vllm(argparse.Namespace(use_vllm=False), find_base(str(name)))
+    check_vllm(args, find_base(str(tiny_folder)))
+    check_vllm(argparse.Namespace(use_vllm=True, vllm_mode="server"), find_base(str(gguf)))
