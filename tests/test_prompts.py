@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from conftest import make_tokenizer
 
 from cot.utils.prompts import (
     FENCE_CLOSE,
@@ -92,3 +93,52 @@ def test_examples_lose_their_calculator_annotations(tiny_llama):
         tiny_llama[1], "How many?", "Solve.", examples=[("1 + 1?", "It is <<1+1=2>>2.\n#### 2")]
     )
     assert "Question: 1 + 1?\nAnswer: It is 2.\n#### 2\n\nQuestion: How many?" in prompt.text
+
+
+class Counting:
+    """A tokenizer that counts the texts it encodes."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer, self.texts = tokenizer, 0
+
+    def __call__(self, *args, **options):
+        self.texts += 1
+        return self.tokenizer(*args, **options)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __getattr__(self, name: str):
+        return getattr(self.tokenizer, name)
+
+
+def test_a_line_is_cut_at_the_last_word_that_fits_without_trying_each():
+    tokenizer = Counting(make_tokenizer())
+    line = " ".join(f"Ann has {number} apples" for number in range(100))  # 400 words
+    words = line.split(" ")
+    for budget in (40, 199, 301):
+        tokenizer.texts = 0
+        (kept,) = fit_lines(tokenizer, [line], budget)
+        assert tokenizer.texts <= 11  # the whole line, and halves of 400 words: log2(400) < 9
+        count = len(kept.split(" "))
+        assert kept == " ".join(words[:count])
+        longer = " ".join(words[: count + 1])
+        assert body_tokens(tokenizer, [kept]) <= budget < body_tokens(tokenizer, [longer])
+
+
+def test_equal_prompts_are_built_once_and_others_are_not_taken_for_them():
+    tokenizer = Counting(make_tokenizer())
+
+    def build(**changes):
+        return build_prompt(tokenizer, **{"question": "1 + 1?", "instruction": "Solve."} | changes)
+
+    first = build()
+    tokenizer.texts = 0
+    assert build() is first and build(memory_lines=[], examples=[]) is first
+    assert tokenizer.texts == 0
+    assert build(question="1 + 2?").text != first.text
+    assert build(memory_lines=["Likes trains."], memory_tokens=50).memory == "Likes trains."
+    tokenizer.tokenizer.chat_template = "{{ messages[0].content }}"
+    assert build().format == "chat"
+    tokenizer.tokenizer.add_tokens(["Solve."])  # as a policy may have been taught it as one token
+    assert len(build().ids) < len(first.ids)

@@ -5,7 +5,9 @@ that a written `<|im_end|>` or `</think>` is characters and not a control token 
 stands inside a fence, each line behind `FENCE_MARK`, so that no text can close the fence.
 """
 
+import functools
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,9 +81,13 @@ def fit_lines(tokenizer, lines: Sequence[str], max_tokens: int) -> list[str]:
         needed = body_tokens(tokenizer, [line])
         if needed > left:
             words = line[: 16 * max(left, 0)].split(" ")  # no tokenizer in use packs 16 characters a token
-            while words and body_tokens(tokenizer, [" ".join(words)]) > left:
-                words.pop()
-            return [*kept, " ".join(words)] if len(words) > 3 else kept
+            # more words have no fewer tokens
+            fitting = bisect_right(
+                range(1, len(words) + 1),
+                left,
+                key=lambda count: body_tokens(tokenizer, [" ".join(words[:count])]),
+            )
+            return [*kept, " ".join(words[:fitting])] if fitting > 3 else kept
         kept.append(line)
         left -= needed
     return kept
@@ -89,7 +95,7 @@ def fit_lines(tokenizer, lines: Sequence[str], max_tokens: int) -> list[str]:
 
 def body_tokens(tokenizer, lines: Sequence[str]) -> int:
     """Tokens of the fenced lines; what `memory_tokens` bounds."""
-    return sum(len(encode_parts(tokenizer, _fenced([line]))) for line in lines)
+    return sum(_line_tokens(tokenizer, len(tokenizer), line) for line in lines)
 
 
 def fence(lines: Sequence[str]) -> list[Part]:
@@ -109,6 +115,8 @@ def build_prompt(
 ) -> Prompt:
     """Instruction, worked examples, fenced memory and question as one user turn, or as plain text.
 
+    Equal prompts are built once, as that of a question without memory is the same for every student.
+
     Args:
         memory_lines: most relevant first; shortened from the end to `memory_tokens`.
         examples: (question, solution) pairs; calculator annotations are removed.
@@ -118,7 +126,32 @@ def build_prompt(
     Raises:
         UserError: as `read_format`.
     """
-    prompt_format = prompt_format or read_format(tokenizer)
+    return _build(
+        tokenizer,
+        len(tokenizer),  # tokens that are added to it change its prompts
+        question=question,
+        instruction=instruction,
+        memory_lines=tuple(memory_lines),
+        examples=tuple(examples),
+        memory_tokens=memory_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        prompt_format=prompt_format or read_format(tokenizer),
+    )
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _build(
+    tokenizer,
+    _size: int,
+    question: str,
+    instruction: str,
+    memory_lines: tuple[str, ...],
+    examples: tuple[tuple[str, str], ...],
+    memory_tokens: int,
+    max_prompt_tokens: int | None,
+    prompt_format: PromptFormat,
+) -> Prompt:
+    """The same with everything settled."""
     chat, instruction = prompt_format.is_chat, clean(instruction)
     # a policy may have been taught the whole instruction as one token
     before: list[Part] = [(instruction, instruction not in tokenizer.get_added_vocab())]
@@ -148,6 +181,12 @@ def build_prompt(
         stop=() if chat else PLAIN_STOP,
         reasoning=prompt_format.reasoning,
     )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _line_tokens(tokenizer, _size: int, line: str) -> int:
+    """Tokens of one fenced line; a student's lines recur with every question."""
+    return len(encode_parts(tokenizer, _fenced([line])))
 
 
 def _fenced(lines: Sequence[str]) -> list[Part]:

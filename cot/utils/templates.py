@@ -318,9 +318,10 @@ def encode_parts(tokenizer, parts: Iterable[Part], add_special_tokens: bool = Fa
     text, spans = join_parts(parts)
     encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
     control = _control_ids(tokenizer)
+    unknown_id, unknown = tokenizer.unk_token_id, tokenizer.unk_token  # slow to ask for
     ids: list[int] = []
     for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        spelled = token != tokenizer.unk_token_id or tokenizer.unk_token in text[start:end]
+        spelled = token != unknown_id or unknown in text[start:end]
         if token in control and spelled and _stands_in(text, start, end, spans):
             ids += _encode_in_pieces(tokenizer, text[start:end], control)
         else:
