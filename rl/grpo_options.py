@@ -33,7 +33,7 @@ REFUSED = {
     "do_eval": "held-out exercises are answered by --eval_every and --eval_size",
     "eval_on_start": "held-out exercises are answered before the first step anyway, by --eval_size",
     "load_best_model_at_end": "the last policy is the result; evaluate_rl.py takes a checkpoint, too",
-    "model_init_kwargs": "the model is loaded by this script; --attn_implementation and --revision are flags",
+    "model_init_kwargs": "the policy would not obey them; --attn_implementation and --revision are flags",
     "push_to_hub": "a finished run folder can be uploaded by hf upload",
 }
 PACKAGES = {  # what a value needs that is no requirement

@@ -102,7 +102,7 @@ def test_a_mistyped_config_file_is_refused(content, message, tmp_path):
         ("temperature=hot", "temperature=hot: expected a number above 0"),
         ("eval_on_start=true", "eval_on_start=true: held-out exercises are answered before the first step"),
         ("auto_find_batch_size=true", "--per_device_train_batch_size sets it"),
-        ('model_init_kwargs={"use_kernels": true}', "the model is loaded by this script"),
+        ('model_init_kwargs={"use_kernels": true}', "the policy would not obey them"),
         ("push_to_hub=true", "can be uploaded by hf upload"),
         ("use_liger_kernel=true", "liger-kernel is not installed: pip install liger-kernel"),
         ("optim=adamw_bnb_8bit", "bitsandbytes is not installed: pip install bitsandbytes"),

@@ -362,3 +362,14 @@ def test_a_reference_policy_that_sharding_would_spoil_is_refused(
         else nullcontext()
     ):
         check_sharding(config, use_peft)
+
+
+def test_a_steps_time_is_split_into_its_stages(finished):
+    steps = [line for line in read_lines(finished / "metrics.jsonl") if "loss" in line]
+    assert len(steps) == 4
+    for step in steps:
+        stages = [step[f"{stage}_s"] for stage in ("generate", "logprobs", "reward", "backward")]
+        assert min(stages) > 0 and sum(stages) == pytest.approx(step["step_s"])
+        # 2 groups of 4 completions
+        tokens = step["tokens_per_second"] * step["generate_s"]
+        assert tokens == pytest.approx(8 * step["completions/mean_length"])
