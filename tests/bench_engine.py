@@ -1,24 +1,34 @@
-"""Times three ways to generate and score the same answers, side by side in one run.
+"""Times the ways to generate the same answers and to know how likely they are, side by side in one run.
 
-a  one sample at a time: generate, a second forward pass for the perplexity, one embedding call for each text
-b  one padded batch for each temperature: generate, one batched forward pass, one embedding call
-c  the project's engine: one prefill for all temperatures, perplexity from its own logits, one embedding call
+a  one answer at a time: `generate`, then a second forward pass for the perplexity
+b  `generate` on a padded batch for each temperature, then one forward pass a batch for the perplexities
+c  the project's engine in float32
+d  the project's engine in bfloat16, where the processor is not slow at it
+g  llama.cpp on the same GGUF file, as many answers at once, without perplexities (`pip install xllamacpp`)
 
-The prompts are those of `cot/run_baseline_faiss.py`: each question with the nearest student's memory. Every
-way gives text, token count, perplexity and similarity to the gold solution. No way stops at an end token, so
-each generates exactly `--max_new_tokens` tokens an answer: the same work. Greedy texts must be equal; the
-last lines say whether they are. Writes JSON: `ways`, `greedy_equal`.
+The prompts are those of `cot/run_baseline_faiss.py`: each question with the nearest student's memory. With
+`forced` lengths no way stops at an end token, so each generates `--max_new_tokens` tokens an answer: the same
+work. With `natural` lengths texts end where they end, and sampled texts differ between the ways.
 
-    python tests/bench_engine.py --num_questions 1 --max_new_tokens 4 --output /tmp/bench.json
-    python tests/bench_engine.py --output bench.json
+For each way: seconds; tokens/s; the largest memory of the process (of the GPU with CUDA); the share of time
+outside the model's forward pass; GFLOP/s, counting 2 a parameter for each prompt token once and for each new
+token, attention left out. The last can be compared with what a product of two matrices reaches here, which
+stands in the first line. Writes JSON: `setting`, `matrix_gflops`, `runs`, `skipped`, `greedy_equal`.
+
+    python tests/bench_engine.py --num_questions 1 --max_new_tokens 4 --ways a c --json /tmp/bench.json
+    python tests/bench_engine.py --json bench.json
 """
 
 import argparse
+import copy
 import json
 import math
 import sys
+import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,125 +37,179 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cot.utils.errors import UserError
 from cot.utils.questions import load_questions
 
+WAYS = {
+    "a": "one at a time",
+    "b": "batch per temperature",
+    "c": "engine, float32",
+    "d": "engine, bfloat16",
+    "g": "llama.cpp",
+}
+SIZE = 2048  # of the matrices whose product is timed
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every way is asked for: an answer to each prompt at each temperature."""
+
+    prompts: list[list[int]]
+    temperatures: list[float]
+    max_new_tokens: int
+    batch_size: int
+    forced: bool
+
+    def cells(self) -> list[tuple[float, int, list[int]]]:
+        """(temperature, place of the prompt, prompt) of each answer, in the order of answers."""
+        return [(heat, place, ids) for heat in self.temperatures for place, ids in enumerate(self.prompts)]
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What each way must deliver for one question and temperature."""
+    """One answer: its tokens, the end token included, and its perplexity where the way gives one."""
 
     text: str
     tokens: int
     perplexity: float | None
-    similarity: float
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Flags."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "--model_name", default="bundled", help="bundled, a folder, a .gguf file or a hub name"
-    )
-    parser.add_argument("--questions", default="textbook", help="textbook, gsm8k or a .jsonl file")
-    parser.add_argument("--num_questions", type=int, default=8)
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.6, 1.0])
-    parser.add_argument("--max_new_tokens", type=int, default=96)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=None, help="of torch on the CPU")
-    parser.add_argument("--output", type=Path, default=None, help="JSON file")
-    return parser
+class Meter:
+    """What a way costs while this context is open: `wall_s`, `model_s`, `peak_gib`."""
+
+    def __init__(self, model) -> None:
+        self.model, self.model_s, self.peak_gib = model, 0.0, 0.0
+        self._done = threading.Event()
+
+    def __enter__(self) -> "Meter":
+        import torch
+
+        if self.model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self._hooks = [
+            self.model.register_forward_pre_hook(self._enter_model),
+            self.model.register_forward_hook(self._leave_model),
+        ]
+        self._watcher = threading.Thread(target=self._watch_memory)
+        self._watcher.start()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self.wall_s = self._now() - self._start
+        self._done.set()
+        self._watcher.join()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _now(self) -> float:
+        import torch
+
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _enter_model(self, *_args) -> None:
+        self._entered = self._now()
+
+    def _leave_model(self, *_args) -> None:
+        self.model_s += self._now() - self._entered
+
+    def _watch_memory(self) -> None:
+        import psutil
+        import torch
+
+        process = psutil.Process()
+        while not self._done.wait(0.05):
+            held = process.memory_info().rss
+            if self.model.device.type == "cuda":
+                held = torch.cuda.max_memory_allocated()
+            self.peak_gib = max(self.peak_gib, held / 2**30)
 
 
-def sampling(temperature: float) -> dict:
-    """Arguments of `generate` that sample from the full distribution, or greedily at 0."""
-    if temperature == 0:
-        return {"do_sample": False}
-    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-
-
-def perplexities(model, prompt_ids: list[list[int]], new_ids: list[list[int]], pad_id: int) -> list[float]:
-    """Perplexity of each generation by one left-padded forward pass over prompt and generation."""
+def run_generate(model, tokenizer, work: Work, rows_at_once: int) -> list[Answer]:
+    """Ways a (`rows_at_once` 1) and b."""
     import torch
 
-    rows = [prompt + new for prompt, new in zip(prompt_ids, new_ids, strict=True)]
-    length = max(map(len, rows))
-    ids = torch.tensor([[pad_id] * (length - len(row)) + row for row in rows], device=model.device)  # (B, T)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    keep = max(map(len, new_ids)) + 1
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    with torch.inference_mode():
-        logits = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep).logits
-        logprobs = logits[:, :-1].float().log_softmax(-1)  # (B, keep - 1, V)
-    nll = -logprobs.gather(2, ids[:, 1 - keep :, None])[..., 0]  # (B, keep - 1)
-    return [math.exp(row[-len(new) :].mean().item()) for row, new in zip(nll, new_ids, strict=True)]
+    from cot.utils.engine import answer_nll
+    from cot.utils.models import end_token_ids
 
-
-def generate_batch(model, tokenizer, prompts: list[list[int]], temperature: float, length: int) -> list:
-    """The library's own generation of `length` tokens a row."""
-    import torch
-
-    batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-    with torch.inference_mode():
-        output = model.generate(**batch, max_new_tokens=length, **sampling(temperature))
-    return output[:, batch["input_ids"].shape[1] :].tolist()
-
-
-def run_by_batch(model, tokenizer, embedder, questions, prompts, arguments, rows_at_once) -> list[Answer]:
-    """Ways a (`rows_at_once` 1) and b (all questions of a temperature)."""
+    ends = set() if work.forced else end_token_ids(model, tokenizer)
+    model.generation_config.eos_token_id = sorted(ends) or None
     answers = []
-    for temperature in arguments.temperatures:
-        for start in range(0, len(prompts), rows_at_once):
-            part = prompts[start : start + rows_at_once]
-            golds = [question.gold_solution for question in questions[start : start + rows_at_once]]
-            new = generate_batch(model, tokenizer, part, temperature, arguments.max_new_tokens)
-            scored = perplexities(model, part, new, tokenizer.pad_token_id)
-            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
-            answers += package(texts, [len(ids) for ids in new], scored, golds, embedder)
+    for temperature in work.temperatures:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        for start in range(0, len(work.prompts), rows_at_once):
+            part = work.prompts[start : start + rows_at_once]
+            batch = tokenizer.pad({"input_ids": part}, return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                output = model.generate(
+                    **batch,
+                    max_new_tokens=work.max_new_tokens,
+                    **(sampling if temperature else {"do_sample": False}),
+                )
+            new = [up_to_end(row, ends) for row in output[:, batch["input_ids"].shape[1] :].tolist()]
+            nll = answer_nll(model, list(zip(part, new, strict=True)), rows_at_once)
+            for ids, value in zip(new, nll, strict=True):
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                answers.append(Answer(text, len(ids), math.exp(value)))
     return answers
 
 
-def run_engine(model, tokenizer, embedder, questions, prompts, arguments) -> list[Answer]:
-    """Way c."""
+def up_to_end(ids: list[int], ends: set[int]) -> list[int]:
+    """The tokens of a padded row that were generated."""
+    return ids[: next((place for place, token in enumerate(ids, start=1) if token in ends), len(ids))]
+
+
+def run_engine(model, tokenizer, work: Work) -> list[Answer]:
+    """Ways c and d."""
     from cot.utils.engine import Request, TransformersEngine
 
-    requests = [
-        Request(tuple(prompt), temperature, f"0|{i}|{temperature}")
-        for temperature in arguments.temperatures
-        for i, prompt in enumerate(prompts)
-    ]
-    engine = TransformersEngine(model, tokenizer, arguments.max_new_tokens)
-    engine.end_ids = set()
+    requests = [Request(tuple(ids), heat, f"0|{place}|{heat}") for heat, place, ids in work.cells()]
+    engine = TransformersEngine(model, tokenizer, work.max_new_tokens, work.batch_size)
+    if work.forced:
+        engine.end_ids = set()
     done = dict(pair for batch in engine.generate(requests) for pair in batch)
-    completions = [done[i] for i in range(len(requests))]
-    scored = [math.exp(-sum(c.logprobs) / len(c.logprobs)) for c in completions]
-    golds = [question.gold_solution for question in questions] * len(arguments.temperatures)
-    texts = [completion.text for completion in completions]
-    return package(texts, [len(c.token_ids) for c in completions], scored, golds, embedder)
+    completions = [done[place] for place in range(len(requests))]
+    return [
+        Answer(each.text, len(each.token_ids), math.exp(-sum(each.logprobs) / len(each.logprobs)))
+        for each in completions
+    ]
 
 
-def package(texts, tokens, scored, golds, embedder) -> list[Answer]:
-    """Adds the cosine similarity, by one embedding call for texts and golds."""
-    vectors = embedder.encode(texts + golds)
-    similarities = (vectors[: len(texts)] * vectors[len(texts) :]).sum(axis=1).tolist()
-    rows = zip(texts, tokens, scored, similarities, strict=True)
-    return [Answer(*row) for row in rows]
+def start_llama_cpp(path: Path, work: Work, threads: int):
+    """A server in this process, with a slot for each answer that is generated at once."""
+    from xllamacpp import CommonParams, Server
+
+    parameters = CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_parallel = work.batch_size
+    parameters.n_ctx = work.batch_size * (max(map(len, work.prompts)) + work.max_new_tokens + 8)
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    parameters.verbosity = -1
+    return Server(parameters)
 
 
-WAYS = {
-    "a one at a time": partial(run_by_batch, rows_at_once=1),
-    "b batch per temperature": partial(run_by_batch, rows_at_once=sys.maxsize),
-    "c engine": run_engine,
-}
+def run_llama_cpp(server, work: Work) -> list[Answer]:
+    """Way g."""
+
+    def ask(cell) -> Answer:
+        temperature, place, ids = cell
+        asked = {"prompt": ids, "n_predict": work.max_new_tokens, "temperature": temperature, "seed": place}
+        neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0, "ignore_eos": work.forced}
+        given = server.handle_completions({**asked, **neutral})
+        return Answer(given["choices"][0]["text"], given["usage"]["completion_tokens"], None)
+
+    with ThreadPoolExecutor(work.batch_size) as pool:
+        return list(pool.map(ask, work.cells()))
 
 
-def make_prompts(questions, tokenizer, embedder) -> list[list[int]]:
+def make_prompts(questions, tokenizer) -> list[list[int]]:
     """Token ids of each question with the memory of the nearest student."""
     from cot.utils.cli import COT_PROMPT
     from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt
     from cot.utils.paths import PROFILES_DIR
-    from cot.utils.retrieval import nearest_profiles
+    from cot.utils.retrieval import load_embedder, nearest_profiles
     from cot.utils.student_files import MemoryLog, load_profiles
 
-    profiles = load_profiles(PROFILES_DIR)
+    embedder, profiles = load_embedder(), load_profiles(PROFILES_DIR)
     log = MemoryLog(PROFILES_DIR / "memory")
     histories = {student: log.read(student) for student in profiles}
     arms = MemoryArms(profiles, histories, embedder, seed=0, top_k=2)
@@ -158,63 +222,144 @@ def make_prompts(questions, tokenizer, embedder) -> list[list[int]]:
     return prompts
 
 
-def report(
-    results: dict[str, dict], greedy_equal: dict[str, str], setting: dict, output: Path | None
-) -> None:
-    """Prints the table, the slowest way as 1, and writes the JSON."""
-    base = results["a one at a time"]["wall_s"]
-    print(f"{'way':<24}{'wall s':>9}{'tokens':>9}{'tokens/s':>10}{'ratio':>8}")
-    for name, row in results.items():
-        row["ratio"] = base / row["wall_s"]
-        figures = f"{row['wall_s']:>9.1f}{row['tokens']:>9}{row['tokens_per_s']:>10.1f}{row['ratio']:>8.2f}"
-        print(f"{name:<24}{figures}")
-    for pair, equal in greedy_equal.items():
-        print(f"greedy texts {pair}: {equal} equal")
-    if output:
-        content = {**setting, "ways": results, "greedy_equal": greedy_equal}
-        output.write_text(json.dumps(content, indent=1, default=str, allow_nan=False) + "\n")
+def time_matrix_product(dtype: str, device) -> float:
+    """GFLOP/s of a product of two square matrices, the best of five."""
+    import torch
+
+    left = torch.rand(SIZE, SIZE, device=device, dtype=getattr(torch, dtype))
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        (left @ left)[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * SIZE**3 / best / 1e9
+
+
+def prepare_ways(args, source, model, tokenizer, work: Work) -> tuple[dict[str, tuple], dict[str, str]]:
+    """By way its model and a function of the work; and why the others that were asked for are skipped."""
+    import torch
+
+    from cot.utils.model_names import BUNDLED, resolve_model
+    from cot.utils.models import settle_dtype
+
+    ways: dict[str, tuple] = {
+        "a": (model, partial(run_generate, model, tokenizer, rows_at_once=1)),
+        "b": (model, partial(run_generate, model, tokenizer, rows_at_once=work.batch_size)),
+        "c": (model, partial(run_engine, model, tokenizer)),
+    }
+    skipped = {}
+    if "d" in args.ways:
+        choice, _ = settle_dtype(source, "bfloat16", args.device, args.device)
+        if choice.warning:
+            skipped["d"] = choice.warning
+        else:
+            half = copy.deepcopy(model).to(torch.bfloat16)
+            ways["d"] = (half, partial(run_engine, half, tokenizer))
+    if "g" in args.ways:
+        path = resolve_model(BUNDLED).path if source.kind == "bundled" else source.path
+        if path is None or path.suffix != ".gguf":
+            skipped["g"] = f"{source.name} is no GGUF file"
+        else:
+            try:
+                server = start_llama_cpp(path, work, torch.get_num_threads())
+                ways["g"] = (model, partial(run_llama_cpp, server))
+            except ImportError:
+                skipped["g"] = "pip install xllamacpp"
+    return {way: ways[way] for way in args.ways if way in ways}, skipped
+
+
+def measure(way: Callable[[Work], list[Answer]], model, work: Work, is_torch: bool) -> dict:
+    """Runs a way once; its figures and answers."""
+    with Meter(model) as meter:
+        answers = way(work)
+    tokens = sum(answer.tokens for answer in answers)
+    flops = 2 * model.num_parameters() * (sum(map(len, work.prompts)) + tokens)
+    return {
+        "wall_s": meter.wall_s,
+        "tokens": tokens,
+        "tokens_per_s": tokens / meter.wall_s,
+        "peak_gib": meter.peak_gib,
+        "outside_model": 1 - meter.model_s / meter.wall_s if is_torch else None,
+        "gflops": flops / meter.wall_s / 1e9,
+        "answers": [vars(answer) for answer in answers],
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--model_name", default="bundled", help="bundled, a folder, a .gguf file or a hub name")
+    add("--questions", default="textbook", help="textbook, gsm8k or a .jsonl file")
+    add("--num_questions", type=int, default=8)
+    add("--temperatures", type=float, nargs="+", default=[0.0, 0.6, 1.0])
+    add("--max_new_tokens", type=int, default=96)
+    add("--batch_size", type=int, default=32, help="answers generated at once by ways b, c, d and g")
+    add("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="of the list above")
+    add("--lengths", nargs="+", default=["forced", "natural"], choices=["forced", "natural"])
+    add("--device", default="cpu")
+    add("--threads", type=int, default=None, help="of torch and llama.cpp on the CPU")
+    add("--json", type=Path, default=None, help="file for all figures and answers")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the three ways on the same prompts, prints a table, writes the JSON."""
-    arguments = build_parser().parse_args(argv)
-    questions = load_questions(arguments.questions, subset_size=arguments.num_questions).questions
+    """Runs each way on the same prompts, prints a table, writes the JSON."""
+    args = build_parser().parse_args(argv)
+    questions = load_questions(args.questions, subset_size=args.num_questions).questions
 
     import torch
 
     from cot.utils.model_names import resolve_model
     from cot.utils.models import describe_model, load_model
-    from cot.utils.retrieval import load_embedder
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    source = resolve_model(arguments.model_name)
-    model, tokenizer = load_model(source, arguments.device, arguments.dtype)
-    model.generation_config.eos_token_id = None
-    prompts = make_prompts(questions, tokenizer, load_embedder())
-    lengths = [len(prompt) for prompt in prompts]
-    threads = torch.get_num_threads()
-    print(f"{len(prompts)} questions of {min(lengths)} to {max(lengths)} tokens, {threads} threads")
-    perplexities(model, prompts[:1], [[0]], 0)  # the first pass of a process is slow
-    results, greedy = {}, {}
-    for name, way in WAYS.items():
-        embedder = load_embedder()  # a fresh one: its cache would spare the later ways their work
-        embedder.encode(["warm-up"])
-        start = time.perf_counter()
-        answers = way(model, tokenizer, embedder, questions, prompts, arguments)
-        wall_s = time.perf_counter() - start
-        tokens = sum(answer.tokens for answer in answers)
-        results[name] = {"wall_s": wall_s, "tokens": tokens, "tokens_per_s": tokens / wall_s}
-        results[name]["answers"] = [asdict(answer) for answer in answers]
-        each = [temperature for temperature in arguments.temperatures for _ in prompts]
-        greedy[name[0]] = [answer.text for answer, t in zip(answers, each, strict=True) if t == 0]
-    equal = {}
-    for way in "ab":
-        same = sum(x == y for x, y in zip(greedy[way], greedy["c"], strict=True))
-        equal[f"{way} and c"] = f"{same} of {len(greedy['c'])}"
-    setting = {"flags": vars(arguments), "model": describe_model(source, model), "threads": threads}
-    report(results, equal, setting, arguments.output)
+    source = resolve_model(args.model_name)
+    model, tokenizer = load_model(source, args.device, "float32")
+    prompts = make_prompts(questions, tokenizer)
+    work = Work(prompts, args.temperatures, args.max_new_tokens, args.batch_size, forced=True)
+    ways, skipped = prepare_ways(args, source, model, tokenizer, work)
+
+    lengths, threads = [len(prompt) for prompt in prompts], torch.get_num_threads()
+    speeds = {str(each.dtype): each for each, _ in ways.values()}
+    speeds = {
+        name.removeprefix("torch."): time_matrix_product(name.removeprefix("torch."), each.device)
+        for name, each in speeds.items()
+    }
+    said = ", ".join(f"{dtype} {speed:.0f} GFLOP/s" for dtype, speed in speeds.items())
+    print(f"{len(prompts)} prompts of {min(lengths)} to {max(lengths)} tokens, {threads} threads, {said}")
+    for way, reason in skipped.items():
+        print(f"{way}  {WAYS[way]}: skipped: {reason}")
+
+    runs, equal = [], {}
+    for kind in args.lengths:
+        work = Work(prompts, args.temperatures, args.max_new_tokens, args.batch_size, kind == "forced")
+        print(f"\n{kind + ' lengths':<26}{'wall s':>8}{'tokens/s':>10}{'GiB':>6}{'outside':>9}{'GFLOP/s':>9}")
+        greedy = {}
+        for way, (used, function) in ways.items():
+            figures = measure(function, used, work, is_torch=way != "g")
+            runs.append({"way": way, "name": WAYS[way], "lengths": kind, **figures})
+            share = "" if figures["outside_model"] is None else f"{figures['outside_model']:.1%}"
+            print(
+                f"{way}  {WAYS[way]:<23}{figures['wall_s']:>8.1f}{figures['tokens_per_s']:>10.1f}"
+                f"{figures['peak_gib']:>6.1f}{share:>9}{figures['gflops']:>9.1f}",
+                flush=True,
+            )
+            texts = [answer["text"] for answer in figures["answers"]]
+            greedy[way] = [text for (heat, *_), text in zip(work.cells(), texts, strict=True) if heat == 0]
+        for way in set("ab") & set(greedy) if "c" in greedy else ():
+            same = sum(x == y for x, y in zip(greedy[way], greedy["c"], strict=True))
+            equal[f"{kind}: {way} and c"] = f"{same} of {len(greedy['c'])}"
+    for pair, count in equal.items():
+        print(f"greedy texts equal, {pair}: {count}")
+
+    if args.json:
+        setting = {"flags": vars(args), "model": describe_model(source, model), "threads": threads}
+        content = {"setting": setting, "matrix_gflops": speeds, "runs": runs, "skipped": skipped}
+        content["greedy_equal"] = equal
+        args.json.write_text(json.dumps(content, indent=1, default=str, allow_nan=False) + "\n")
     return 0
 
 
