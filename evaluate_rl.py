@@ -27,6 +27,7 @@ from cot.utils.cli import (
     MIN_SIMILARITY,
     Distinct,
     OneLineParser,
+    add_engine_flags,
     add_generation_flags,
     add_loading_flags,
     add_memory_flags,
@@ -73,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="cpu, cuda, cuda:N or mps; auto is the first of CUDA, MPS and CPU")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
     add_loading_flags(add, of="--base")
+
+    add_engine_flags(parser)
 
     add = parser.add_argument_group("exercises and prompt").add_argument
     add("--dataset", default="textbook", help="textbook, gsm8k, or a .jsonl or .json file")
@@ -205,7 +208,7 @@ def measure(records: list[dict], evaluation, scorers) -> None:
     from cot.utils.records import add_base_likelihood, add_metrics
 
     add_metrics(records, scorers.embedder, scorers.nlp)
-    engine = evaluation.load(BASE)
+    engine = evaluation.load(BASE, engine="transformers")  # the engine that tells a given text's likelihood
     prompts = evaluation.make_prompts(BASE, engine, [row for row in evaluation.rows if row.policy == BASE])
     add_base_likelihood(records, engine, prompts)
 
@@ -273,7 +276,9 @@ def open_run(
     )
 
 
-def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: dict, folder: Path) -> int:
+def run_closed_loop(
+    args: argparse.Namespace, policies, engine: str, profiles: dict, truths: dict, folder: Path
+) -> int:
     """Students, course, every tutor's walk, learning gains; returns the exit code."""
     from cot.utils.devices import pick_device
     from cot.utils.mastery_model import load_mastery_model
@@ -295,8 +300,8 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
     print(f"data:     textbook test, {len(course)} exercises for {len(profiles)} students")
     print(f"rows:     {count} on {device}, memory: {args.memory_level}", flush=True)
 
-    config = {"device": device, "exercises": len(course), "students_followed": len(profiles)}
-    config |= scorers.describe()
+    config = {"device": device, "engine": engine}
+    config |= {"exercises": len(course), "students_followed": len(profiles), **scorers.describe()}
     loop, path, document = walk_with_tutors(
         partial(open_run, args, policies, truths, config=config, folder=folder),
         policies,
@@ -317,6 +322,7 @@ def run_closed_loop(args: argparse.Namespace, policies, profiles: dict, truths: 
 
 def run(args: argparse.Namespace) -> int:
     """Policies, moments, memories, answers, measures, report; returns the exit code."""
+    from cot.utils.engine_choice import settle_engine
     from cot.utils.loading import check_loading, loading_of
     from rl.runs import resolve_policies
 
@@ -328,11 +334,12 @@ def run(args: argparse.Namespace) -> int:
     policies = resolve_policies(args.base, args.trained, args.revision)
     for policy in policies:
         check_loading(loading_of(args), policy.source, args.device, args.dtype)
+    engine = settle_engine(args, [policy.source for policy in policies])
     fill_from_run(args, policies)
     profiles, logs, truths = choose_students(args)
     folder = writable_dir(args.output_dir / "evaluation")
     if args.closed_loop:
-        return run_closed_loop(args, policies, profiles, truths, folder)
+        return run_closed_loop(args, policies, engine, profiles, truths, folder)
     moments, histories, source = follow_students(args, profiles, logs, truths, policies)
 
     from cot.utils.devices import pick_device
@@ -349,7 +356,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"data:     {source}: {len(moments)} moments, {questions} exercises, {len(profiles)} students")
     print(f"rows:     {len(rows)} on {device}, arms: {' '.join(args.memory)}", flush=True)
 
-    config = {"device": device, "dataset_source": source, "moments": len(moments)}
+    config = {"device": device, "engine": engine, "dataset_source": source, "moments": len(moments)}
     config |= {"questions": questions, "students_followed": len(profiles)}
     evaluation = open_run(args, policies, truths, rows, config | scorers.describe(), folder)
     with evaluation:

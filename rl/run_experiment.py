@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import COT_PROMPT, Distinct, OneLineParser, flags_of, number
+from cot.utils.cli import COT_PROMPT, Distinct, OneLineParser, add_engine_flags, flags_of, number
 from cot.utils.errors import EXIT_UNEXPECTED, UserError, script_frame
 from cot.utils.files import write_answers
 from cot.utils.model_names import BASE
@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--jobs", type=number(int, 1), default=2, help="trainings at once, sharing the cores")
     add("--output_dir", type=Path, default=DATA_DIR / "tutor" / "experiment", help="of the experiment")
     add("--debug", action="store_true", help="print the traceback of an error, too")
+    add_engine_flags(parser)
     # how the held-out exercises are answered is no choice: all arms and seeds are compared
     parser.set_defaults(device="cpu", dtype="float32", batch_size=None, seed=0, fail_on_error=0.05)
     parser.set_defaults(retry_failed=False)
@@ -187,7 +188,11 @@ def build_rows(held_out: "HeldOut", trained: Mapping[str, tuple[str, int]]) -> l
 
 
 def walk_students(
-    args: argparse.Namespace, trained: Mapping[str, tuple[str, int]], sources: Mapping, held_out: "HeldOut"
+    args: argparse.Namespace,
+    engine: str,
+    trained: Mapping[str, tuple[str, int]],
+    sources: Mapping,
+    held_out: "HeldOut",
 ) -> dict[str, list[dict]]:
     """The closed loop: every student's walk with every policy and with the tutors that need no model."""
     from cot.utils.memory_arms import MemoryArms, PromptShape
@@ -213,7 +218,7 @@ def walk_students(
         sources=sources,
         shape=PromptShape(COT_PROMPT, PRESETS["cpu"]["memory_tokens"]),
         profiles=truths,
-        config={"device": args.device},
+        config={"device": args.device, "engine": engine},
         folder=writable_dir(args.output_dir / "closed_loop"),
     )
     _, _, document = walk_with_tutors(
@@ -237,6 +242,7 @@ def walk_students(
 
 def run(args: argparse.Namespace) -> int:
     """Trainings, answers, tables; returns the exit code."""
+    from cot.utils.engine_choice import settle_engine
     from cot.utils.figures import draw_evidence, draw_experiment_curves
     from cot.utils.memory_arms import PromptShape
     from cot.utils.model_names import resolve_model
@@ -259,7 +265,7 @@ def run(args: argparse.Namespace) -> int:
     models = {(BASE, 0): base}
     if args.supervised:
         models["supervised", 0] = resolve_model(args.supervised)
-    cpu = PRESETS["cpu"]
+    engine, cpu = settle_engine(args, list(models.values())), PRESETS["cpu"]
     held_out = hold_out(
         pick_chapters(cpu["chapters"]), args.split, args.exercises_per_chapter, args.memory_level
     )
@@ -278,7 +284,11 @@ def run(args: argparse.Namespace) -> int:
         sources=dict(zip(trained, models.values(), strict=True)),
         shape=PromptShape(COT_PROMPT, cpu["memory_tokens"]),
         profiles=held_out.truths,
-        config={"device": args.device, "exercises": args.exercises_per_chapter * len(cpu["chapters"])},
+        config={
+            "device": args.device,
+            "engine": engine,
+            "exercises": args.exercises_per_chapter * len(cpu["chapters"]),
+        },
         folder=folder,
         growing=True,
     )
@@ -289,7 +299,7 @@ def run(args: argparse.Namespace) -> int:
             summarize=lambda records: summarize(records, args.memory_level),
         )
 
-    walks = walk_students(args, trained, experiment.sources, held_out)
+    walks = walk_students(args, engine, trained, experiment.sources, held_out)
 
     # what they say
     records = experiment.in_order()

@@ -272,7 +272,7 @@ def mastery_file(**changes) -> dict:
 
 def make_completion(text: str, logprobs=(-0.1,), error: dict | None = None):
     """A generated text as an engine gives it, a token a log-probability."""
-    from cot.utils.engine import Completion
+    from cot.utils.completions import Completion
 
     return Completion(text, tuple(range(len(logprobs))), tuple(logprobs), False, error)
 

@@ -1,5 +1,6 @@
 """The sweeps as documented: child processes, real signals, files read back strictly."""
 
+import importlib.util
 import json
 import os
 import random
@@ -538,6 +539,26 @@ def test_a_run_that_continues_decodes_in_batches_of_the_size_it_began_with(inter
     assert f"continuing {journal}" in sweep(run_baseline_faiss.main, folder, *flags)
     batches = [json.loads(line).get("records", {}) for line in journal.read_text().splitlines()]
     assert [len(batch) for batch in batches if batch] == [3, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: it would go on")
+def test_a_run_continues_where_the_engine_that_began_it_is_not_installed(interrupted):
+    flags, folder, journal, _ = interrupted
+    began = {"name": "vllm", "version": "0.32.0"}
+
+    def with_vllm(line: dict) -> dict:
+        for model in line.get("models", {}).values():
+            model |= {"engines": [began], "batch_size": 256}
+        return line
+
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))  # header and model
+    edit_journal(journal, with_vllm)
+    assert f"continuing {journal}" in sweep(run_baseline_faiss.main, folder, *flags)
+    config = read_strictly(journal.with_name(journal.stem.replace("journal", "summary") + ".json"))["config"]
+    (model,) = config["models"].values()
+    assert model["engines"][0] == began and model["engines"][1]["name"] == "transformers"
+    assert (config["engine"], len(model["engines"])) == ("transformers", 2)
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ class Distinct(argparse.Action):
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--model_name --device --dtype, and how its weights are loaded."""
+    """--model_name --device --dtype, how its weights are loaded, and the engine's."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model_name",
@@ -135,6 +135,38 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         " elsewhere float32, or bfloat16 on a CPU that is at least twice as fast in it",
     )
     add_loading_flags(group.add_argument)
+    add_engine_flags(parser)
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """--engine --tensor_parallel_size --gpu_memory_utilization --max_model_len."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine",
+        default="auto",
+        choices=["auto", "transformers", "vllm"],
+        help="what generates; auto is vLLM on a CUDA GPU where it is installed and loads the model, and"
+        " transformers elsewhere",
+    )
+    group.add_argument(
+        "--tensor_parallel_size",
+        type=number(int, 1),
+        metavar="N",
+        help="vLLM: spread the weights over N GPUs",
+    )
+    group.add_argument(
+        "--gpu_memory_utilization",
+        type=number(float, 0.01, 1),
+        metavar="SHARE",
+        help="vLLM: take this share of the device's memory",
+    )
+    group.add_argument(
+        "--max_model_len",
+        type=number(int, 2),
+        metavar="N",
+        help="tokens of a prompt and its answer together, where that is less than the model has; vLLM then"
+        " needs less memory",
+    )
 
 
 def add_loading_flags(add: Callable, of: str = "--model_name") -> None:

@@ -10,80 +10,30 @@ each policy's own weights does not compare policies, as a policy that has become
 whatever it writes. Under one fixed model it does.
 """
 
-import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 
 import torch
+import transformers
 
+from cot.utils.completions import Completion, Draft, Request, sort_out
 from cot.utils.devices import is_out_of_memory
+from cot.utils.engine_choice import TRANSFORMERS
 from cot.utils.kv_cache import make_room, use_grouped_attention
-from cot.utils.models import context_length, end_token_ids, estimate_rows
-from cot.utils.sampling import ALL_TOKENS, Sampling, forbid_tokens
-from cot.utils.thinking import NO_BLOCK, Reasoning, StopWatch, split_completion
+from cot.utils.model_names import ModelSource
+from cot.utils.models import context_length, describe_model, end_token_ids, estimate_rows
+from cot.utils.sampling import ALL_TOKENS, forbid_tokens
 
 SHRINK_SHARE = 0.25  # finished rows that make it worth copying the cache of the others
 
 
-@dataclass(frozen=True)
-class Request:
-    """One text to generate.
+class _Row(Draft):
+    """A text with the noise that its seed key names; greedy ones need none."""
 
-    Attributes:
-        prompt_ids: token ids, (T,).
-        temperature: 0 is greedy.
-        seed_key: names the noise; the same key on the same kind of device draws the same noise.
-        stop: texts at which a completion ends, as a base model needs that would go on with another question;
-            inside a reasoning none ends it.
-        reasoning: the block in which the model thinks before it answers.
-        sampling: the tokens that a draw is made from; of no effect on a greedy text.
-    """
-
-    prompt_ids: tuple[int, ...]
-    temperature: float
-    seed_key: str
-    stop: tuple[str, ...] = ()
-    reasoning: Reasoning = NO_BLOCK
-    sampling: Sampling = ALL_TOKENS
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One generated text.
-
-    Attributes:
-        text: decoded, without prompt and special tokens, up to the stop text; of a thinking model what
-            follows its reasoning.
-        token_ids: all generated ids, (N,), the end token or stop text included.
-        logprobs: natural log-probability of each of them at temperature 1, (N,).
-        truncated: `max_new_tokens` was reached without an end.
-        error: `{"type", "message"}` where there is no usable text.
-        thinking_text: the reasoning; None where there is none.
-        thinking_tokens: how many of the ids it takes, its marks included; None where there is none.
-        thinking_cut_off: the ids end inside the reasoning.
-    """
-
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    truncated: bool = False
-    error: dict | None = None
-    thinking_text: str | None = None
-    thinking_tokens: int | None = None
-    thinking_cut_off: bool = False
-
-
-@dataclass
-class _Row:
-    """A request while it is decoded."""
-
-    request: Request
-    generator: torch.Generator | None
-    stop_watch: StopWatch | None = None
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    status: str = "running"
+    def __init__(self, request: Request, device: torch.device, **how) -> None:
+        super().__init__(request, **how)
+        self.generator = None
+        if request.temperature:
+            self.generator = torch.Generator(device=device).manual_seed(request.seed)
 
 
 class TransformersEngine:
@@ -106,6 +56,16 @@ class TransformersEngine:
         self.context_length = context_length(model)
         use_grouped_attention(model)
 
+    def describe(self, source: ModelSource, longest: int) -> dict:
+        """What a result file records of the model and how it is decoded.
+
+        Args:
+            longest: tokens of the longest prompt and its answer.
+        """
+        engine = {"name": TRANSFORMERS, "version": transformers.__version__}
+        size = self.batch_size or estimate_rows(self.model, longest)
+        return describe_model(source, self.model) | {"engine": engine, "batch_size": size}
+
     def generate(
         self, requests: Sequence[Request], watch: Callable[[int, int], None] | None = None
     ) -> Iterator[list[tuple[int, Completion]]]:
@@ -119,16 +79,10 @@ class TransformersEngine:
         Args:
             watch: told after each step of a batch how many tokens it has and how many rows go on.
         """
-        errors = {i: error for i, request in enumerate(requests) if (error := self._refuse(request))}
-        if errors:
-            yield [(i, Completion(error=error)) for i, error in errors.items()]
-        equal: dict[Request, list[int]] = {}
-        for i, request in enumerate(requests):
-            if i not in errors:
-                drawn = request if request.temperature else replace(request, seed_key="", sampling=ALL_TOKENS)
-                equal.setdefault(drawn, []).append(i)
-        sharing = {indices[0]: indices for indices in equal.values()}
-        queue = sorted(sharing, key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, i))
+        refused, sharing = sort_out(requests, self.max_new_tokens, self.context_length)
+        if refused:
+            yield refused
+        queue = list(sharing)
 
         fitted = self.batch_size  # of the last batch that was decoded
         while queue:
@@ -153,15 +107,6 @@ class TransformersEngine:
             queue = queue[len(batch) :]
             yield [(i, text) for first, text in zip(batch, completions, strict=True) for i in sharing[first]]
 
-    def _refuse(self, request: Request) -> dict | None:
-        length = len(request.prompt_ids)
-        if length == 0:
-            return {"type": "empty_prompt", "message": "the prompt has no tokens"}
-        if self.context_length and length + self.max_new_tokens > self.context_length:
-            message = f"{length} prompt and {self.max_new_tokens} new tokens do not fit {self.context_length}"
-            return {"type": "prompt_too_long", "message": message}
-        return None
-
     def _take_batch(self, queue: list[int], requests: Sequence[Request]) -> list[int]:
         """The first rows that fit, ending between two prompts where one prompt's rows are not too many."""
         longest = len(requests[queue[0]].prompt_ids) + self.max_new_tokens
@@ -176,7 +121,13 @@ class TransformersEngine:
     ) -> list[Completion]:
         """Decodes all rows together, until each has ended or is as long as it may be."""
         rows = [
-            _Row(request, _make_generator(request, self.model.device), self._watch(request))
+            _Row(
+                request,
+                self.model.device,
+                tokenizer=self.tokenizer,
+                end_ids=self.end_ids,
+                max_new_tokens=self.max_new_tokens,
+            )
             for request in requests
         ]
         active = list(rows)
@@ -188,7 +139,7 @@ class TransformersEngine:
                 keep = [i for i, row in enumerate(active) if row.status == "running"]
                 if watch:
                     watch(step, len(keep))
-                if step == self.max_new_tokens or not keep:
+                if not keep:
                     break
 
                 # Finished rows leave, together, once there are enough of them.
@@ -207,7 +158,7 @@ class TransformersEngine:
                     use_cache=True,
                 )
                 logits, cache, position = output.logits[:, -1].float(), output.past_key_values, position + 1
-        return [self._complete(row) for row in rows]
+        return [row.complete() for row in rows]
 
     def _prefill(self, requests: list[Request]):
         """Runs each distinct prompt once, left-padded, and copies its cache and logits to its rows."""
@@ -247,36 +198,9 @@ class TransformersEngine:
         chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)  # (B,)
 
         for row, token, logprob in zip(active, tokens.tolist(), chosen.tolist(), strict=True):
-            if row.status != "running":
-                continue
-            if not math.isfinite(logprob):
-                row.status = "not_finite"
-                continue
-            row.token_ids.append(token)
-            row.logprobs.append(logprob)
-            if token in self.end_ids or (row.stop_watch and row.stop_watch.add(token)):
-                row.status = "ended"
+            if row.status == "running":
+                row.add(token, logprob)
         return tokens
-
-    def _watch(self, request: Request) -> StopWatch | None:
-        return StopWatch(self.tokenizer, request.stop, request.reasoning) if request.stop else None
-
-    def _complete(self, row: _Row) -> Completion:
-        if row.status == "not_finite":
-            message = f"the model's logits are not finite at new token {len(row.token_ids) + 1}"
-            return Completion(error={"type": "not_finite", "message": message})
-        ended_by_token = row.token_ids[-1] in self.end_ids
-        ids = row.token_ids[:-1] if ended_by_token else row.token_ids
-        split = split_completion(self.tokenizer, ids, row.request.reasoning, row.request.stop)
-        return Completion(
-            text=split.text,
-            token_ids=tuple(row.token_ids),
-            logprobs=tuple(row.logprobs),
-            truncated=row.status == "running",
-            thinking_text=split.thinking_text,
-            thinking_tokens=split.thinking_tokens,
-            thinking_cut_off=split.cut_off,
-        )
 
 
 def answer_nll(
@@ -323,10 +247,3 @@ def _batch_nll(model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> l
     targets, counted = ids[:, -keep + 1 :], counted[:, -keep + 1 :]  # (B, K - 1)
     logprobs = logits[:, :-1].log_softmax(dim=-1).gather(2, targets[:, :, None])[:, :, 0]  # (B, K - 1)
     return (-(logprobs * counted).sum(dim=1) / counted.sum(dim=1)).tolist()
-
-
-def _make_generator(request: Request, device: torch.device) -> torch.Generator | None:
-    if request.temperature == 0:
-        return None
-    digest = hashlib.sha256(request.seed_key.encode("utf-8", "surrogatepass")).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -7,9 +7,9 @@ the reasoning, and so is whatever is measured of it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from cot.utils.answers import score_answer
+from cot.utils.completions import Completion, Request
 from cot.utils.devices import is_out_of_memory
 from cot.utils.errors import TEXT_ERRORS
 from cot.utils.fidelity import constraint_report, copying, names_student
@@ -31,22 +31,18 @@ from cot.utils.students import Profile
 from cot.utils.templates import encode_data
 from cot.utils.thinking import Split
 
-if TYPE_CHECKING:
-    from cot.utils.engine import Request
-
 DECIMALS = 6  # of every real number in a record: below it lies the noise of float32 sums
 
 Measure = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]  # (texts, golds) to values
 
 
-def make_record(row, prompt: Prompt, completion, profile: Profile | None) -> dict:
+def make_record(row, prompt: Prompt, completion: Completion, profile: Profile | None) -> dict:
     """An answer as a record; what `add_metrics` computes over many answers stands as null.
 
     A text on which a scorer or a check fails keeps its text, and has the failure as its `error`.
 
     Args:
         row: the `rows.Row` that asked for it.
-        completion: an `engine.Completion`.
         profile: the student whom the answer is for; None in plain chain of thought.
     """
     try:
@@ -60,7 +56,7 @@ def _scoring_error(failure: Exception) -> dict:
     return {"type": "scoring", "message": f"{type(failure).__name__}: {failure}"}
 
 
-def _make_record(row, prompt: Prompt, completion, profile: Profile | None) -> dict:
+def _make_record(row, prompt: Prompt, completion: Completion, profile: Profile | None) -> dict:
     moment, question = row.moment, row.moment.question
     failed = completion.error is not None
     is_empty = not completion.text and completion.thinking_text is None  # an end token alone
@@ -313,10 +309,8 @@ def expand(
 
 def make_requests(
     rows: Sequence[Row], prompts: Sequence[Prompt], seed: int, sampling: Sampling = ALL_TOKENS
-) -> list["Request"]:
+) -> list[Request]:
     """What an engine is asked, one a row."""
-    from cot.utils.engine import Request
-
     return [
         Request(
             prompt_ids=prompt.ids,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot.utils.cli import flags_of, this_command
+from cot.utils.engine_choice import VLLM, limit_context, stay_with
 from cot.utils.errors import (
     EXIT_OK,
     EXIT_SAMPLES,
@@ -43,7 +44,11 @@ from cot.utils.summary import look_at
 from cot.utils.templates import PromptFormat
 
 if TYPE_CHECKING:
-    from cot.utils.engine import Request, TransformersEngine
+    from cot.utils.completions import Request
+    from cot.utils.engine import TransformersEngine
+    from cot.utils.vllm_engine import VllmEngine
+
+    Engine = TransformersEngine | VllmEngine
 
 REWRITE_EVERY_S = 10.0  # the running result files; the journal is written after every batch
 REWRITE_COST = 20  # times the last write's duration that must lie between two of them
@@ -62,13 +67,13 @@ class Run:
         is_main: whether this process measures the answers and writes the result files.
 
     Args:
-        args: the script's flags, among them those of `add_generation_flags`, `add_template_flags` and
-            `add_loading_flags`, and `device, dtype, fail_on_error, retry_failed`.
+        args: the script's flags, among them those of `add_generation_flags`, `add_template_flags`,
+            `add_loading_flags` and `add_engine_flags`, and `device, dtype, fail_on_error, retry_failed`.
         rows: all answers, in the order of the results.
         sources: the model of each policy.
         shape: how prompts are built.
         profiles: by student id; empty in plain chain of thought.
-        config: what the result files record beside the flags.
+        config: what the result files record beside the flags; `device` and `engine` are those picked.
         folder: where they lie.
         growing: a finished run of other rows is continued, so that policies can be added to it.
         tokenizers: by policy, those that were loaded already.
@@ -152,7 +157,8 @@ class Run:
         generation_s: dict[int, float] = {}
         for entry in batches:
             for policy, described in entry.get("models", {}).items():
-                self.config["models"].setdefault(policy, described)
+                known = self.config["models"].setdefault(policy, described)
+                known["engines"] += [each for each in described["engines"] if each not in known["engines"]]
             for name, record in entry.get("records", {}).items():
                 if name not in records or records[name]["error"]:
                     records[name] = record
@@ -224,6 +230,7 @@ class Run:
             asked = [row for row in missing if row.policy == policy]
             engine = self.load(policy)
             prompts = self.make_prompts(policy, engine, asked)
+            self._describe(policy, engine, prompts)
             for batch in engine.generate(self._begin(asked, prompts), watch=self._watch):
                 self._keep(asked, prompts, batch)
             self._check_count(asked)
@@ -231,7 +238,7 @@ class Run:
             gc.collect()
         self._progress.close()
 
-    def ask(self, engine: "TransformersEngine", rows: Sequence[Row], progress: Progress) -> list[dict]:
+    def ask(self, engine: "Engine", rows: Sequence[Row], progress: Progress) -> list[dict]:
         """Records of further rows of one policy, from its engine where the journal does not hold them.
 
         For a run whose next question depends on the last answer.
@@ -241,6 +248,7 @@ class Run:
         self._progress = progress
         if missing := [row for row in rows if row.key not in self.records]:
             prompts = self.make_prompts(rows[0].policy, engine, missing)
+            self._describe(rows[0].policy, engine, prompts)
             for batch in engine.generate(self._begin(missing, prompts), watch=self._watch):
                 self._keep(missing, prompts, batch)
             self._check_count(missing)
@@ -263,13 +271,15 @@ class Run:
             message = f"the engine answered {answered} of {len(asked)} rows; continue with: {this_command()}"
             raise UserError(message, EXIT_UNEXPECTED)
 
-    def load(self, policy: str) -> "TransformersEngine":
+    def load(self, policy: str, engine: str | None = None) -> "Engine":
         """A policy's engine.
 
         A run that continues decodes in the number format that it began with, whatever the clock says now.
+
+        Args:
+            engine: `transformers` or `vllm`; None for what the run is to use.
         """
-        from cot.utils.engine import TransformersEngine
-        from cot.utils.models import load_model, load_tokenizer, settle_dtype
+        from cot.utils.models import load_tokenizer, settle_dtype
 
         args, device = self.args, self.config["device"]
         source = self.sources[policy] = fetch_model(self.sources[policy])
@@ -282,23 +292,39 @@ class Run:
             print("".join(f"{line}\n" for line in lines), end="", flush=True)
         self._probes[policy] = choice.probe
         dtype = self.processes.agree(f"dtype of {policy}", choice.dtype)  # a probe may differ
+
+        if engine is None:
+            engine = self.config["engine"]
+            if begun:
+                engine = stay_with(begun["engines"][0]["name"], engine, args, source)
+        if engine == VLLM:
+            from cot.utils.vllm_engine import VllmEngine
+
+            return VllmEngine(
+                source,
+                tokenizer,
+                device,
+                dtype,
+                args.max_new_tokens,
+                batch_size=args.batch_size,
+                max_model_len=args.max_model_len,
+                tensor_parallel_size=args.tensor_parallel_size,
+                gpu_memory_utilization=args.gpu_memory_utilization,
+            )
+        from cot.utils.engine import TransformersEngine
+        from cot.utils.models import load_model
+
         model, tokenizer = load_model(source, device, dtype, tokenizer, loading_of(args))
-        return TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
+        loaded = TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
+        loaded.context_length = limit_context(loaded.context_length, args.max_model_len)
+        return loaded
 
-    def make_prompts(
-        self, policy: str, engine: "TransformersEngine", rows: Sequence[Row]
-    ) -> dict[tuple, Prompt]:
-        """The prompts of a policy's rows, by cell; settles how many rows its engine decodes at once.
-
-        A run that continues decodes in batches of the size that it began with: the same batches give the
-        same sums.
-        """
-        from cot.utils.models import describe_model, estimate_rows
-
+    def make_prompts(self, policy: str, engine: "Engine", rows: Sequence[Row]) -> dict[tuple, Prompt]:
+        """The prompts of a policy's rows, by cell."""
         room = None
         if engine.context_length is not None:
             room = engine.context_length - self.args.max_new_tokens
-        prompts = {
+        return {
             cell: make_prompt(
                 engine.tokenizer,
                 row.moment,
@@ -310,18 +336,27 @@ class Run:
             for cell, row in {row.cell: row for row in rows}.items()
         }
 
-        if policy not in self.config["models"]:
-            longest = max(len(prompt.ids) for prompt in prompts.values()) + self.args.max_new_tokens
-            described = describe_model(self.sources[policy], engine.model)
+    def _describe(self, policy: str, engine: "Engine", prompts: Mapping[tuple, Prompt]) -> None:
+        """Records model and engine once, and settles how many rows are decoded at once.
+
+        A run that continues decodes in batches of the size that it began with: the same batches give the
+        same sums. Another engine has a size of its own.
+        """
+        longest = max(len(prompt.ids) for prompt in prompts.values()) + self.args.max_new_tokens
+        described = engine.describe(self.sources[policy], longest)
+        this = described.pop("engine")
+        begun = self.config["models"].get(policy)
+        if begun is None:
             if ignored := ignored_settings(described["generation_defaults"], self.args):
                 named = ", ".join(f"{name} {value}" for name, value in ignored.items())
                 print(f"note:    {policy}: its generation_config's {named} is ignored", flush=True)
-            described["dtype_probe"] = self._probes[policy]
-            described["batch_size"] = self.args.batch_size or estimate_rows(engine.model, longest)
-            self.config["models"][policy] = described
-            self._journal.append({"models": {policy: described}})
-        engine.batch_size = self.config["models"][policy]["batch_size"]
-        return prompts
+            begun = described | {"dtype_probe": self._probes[policy], "engines": []}
+        if this not in begun["engines"]:
+            begun = begun | {"engines": [*begun["engines"], this]}
+            self.config["models"][policy] = begun
+            self._journal.append({"models": {policy: begun}})
+        if this["name"] == begun["engines"][0]["name"]:
+            engine.batch_size = begun["batch_size"]
 
     def in_order(self) -> list[dict]:
         """The records that are there, in the order of the rows."""
@@ -354,7 +389,8 @@ class Run:
         args = self.args
         cells = {row.cell: row for row in self.rows}.values()
         kind, _, _ = self.config["device"].partition(":")  # of device; each process has its own
-        decoding = [args.max_new_tokens, args.batch_size, args.seed, kind, args.dtype]
+        # not the engine: the same command continues a run, whatever generates here
+        decoding = [args.max_new_tokens, args.batch_size, args.seed, kind, args.dtype, args.max_model_len]
         decoding += [asdict(sampling_of(args)), asdict(loading_of(args))]
         parts = {
             "code": code_version(),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cot.utils.devices import pick_device
+from cot.utils.engine_choice import settle_engine
 from cot.utils.errors import require
 from cot.utils.figures import draw_sweep
 from cot.utils.metrics import load_spacy
@@ -55,8 +56,10 @@ def announce(args: argparse.Namespace, source: ModelSource, questions: QuestionS
         print(f"         {len(questions.excluded)} left out: their gold answer does not parse", flush=True)
     print(f"model:   {source.name}{' (picked)' if args.model_name == 'auto' else ''}", flush=True)
     print(f"device:  {device}{' (picked)' if args.device == 'auto' else ''}", flush=True)
+    engine = settle_engine(args, [source])
     return {
         "device": device,
+        "engine": engine,
         "dataset_source": questions.source,
         "dataset_fingerprint": questions.fingerprint,
         "questions": len(questions.questions),
