@@ -300,8 +300,8 @@ def run_closed_loop(
     print(f"data:     textbook test, {len(course)} exercises for {len(profiles)} students")
     print(f"rows:     {count} on {device}, memory: {args.memory_level}", flush=True)
 
-    config = {"device": device, "engine": engine}
-    config |= {"exercises": len(course), "students_followed": len(profiles), **scorers.describe()}
+    config = {"device": device, "engine": engine, "exercises": len(course)}
+    config |= {"students_followed": len(profiles), **scorers.describe()}
     loop, path, document = walk_with_tutors(
         partial(open_run, args, policies, truths, config=config, folder=folder),
         policies,
