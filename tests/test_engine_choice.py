@@ -20,7 +20,7 @@ without_vllm = pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
 def flags(**changes) -> argparse.Namespace:
     """What `settle_engine` reads of a command line."""
     usual = {"device": "cpu", "engine": "auto", "tensor_parallel_size": None, "gpu_memory_utilization": None}
-    usual |= {"load_in_4bit": False, "attn_implementation": "auto"}
+    usual |= {"load_in_4bit": False, "attn_implementation": "auto", "temperatures": [0.6]}
     return argparse.Namespace(**usual | changes)
 
 
@@ -54,10 +54,12 @@ def test_a_flag_of_vllm_without_vllm_is_refused(flag, value):
 
 
 @pytest.mark.skipif(not HAS_VLLM or torch.cuda.is_available(), reason="needs the CPU build of vLLM")
-def test_a_model_that_vllm_does_not_load_is_refused_by_name(tmp_path):
+def test_what_vllm_cannot_do_is_refused_by_name(tmp_path):
     source = ModelSource("a.gguf", "gguf", tmp_path / "a.gguf", "")
     with pytest.raises(UserError, match=r"--engine vllm: a.gguf is a GGUF file, .* --engine transformers"):
         settle_engine(flags(engine="vllm"), [source])
+    with pytest.raises(UserError, match="--engine vllm: vLLM draws at temperatures up to 2"):
+        settle_engine(flags(engine="vllm", temperatures=[0.0, 2.5]), [])
 
 
 def test_models_that_vllm_does_not_load_are_told_from_those_that_it_does(tmp_path):

@@ -17,6 +17,7 @@ from cot.utils.model_names import ModelSource, fetch_model
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
 VLLM_FLAGS = ("tensor_parallel_size", "gpu_memory_utilization")
+VLLM_HOTTEST = 2.0  # temperature
 INSTALL = "pip install vllm==0.32.0, or on a CPU as cot/README.md says under Engines"
 # Of an adapter's config: what vLLM does not apply, though PEFT does.
 UNAPPLIED = ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "layer_replication")
@@ -101,6 +102,8 @@ def _what_keeps_vllm(args: argparse.Namespace, sources: Collection[ModelSource])
     """Why vLLM cannot answer with these models on this device, or None."""
     if importlib.util.find_spec("vllm") is None:
         return f"vLLM is not installed: {INSTALL}"
+    if max(args.temperatures) > VLLM_HOTTEST:
+        return f"vLLM draws at temperatures up to {VLLM_HOTTEST:g}"
     if args.load_in_4bit or args.attn_implementation != "auto":
         return "--load_in_4bit and --attn_implementation are of transformers"
     device = pick_device(args.device)
