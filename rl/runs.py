@@ -173,14 +173,11 @@ def is_complete(checkpoint: Path) -> bool:
     """Whether the folder holds every file of its list as it was written."""
     try:
         files = read_json(checkpoint / COMPLETE)["files"]
-        return bool(files) and all(_agrees(checkpoint / name, listed) for name, listed in files.items())
+        return bool(files) and all(
+            fingerprint_files([checkpoint / name]) == listed for name, listed in files.items()
+        )
     except (UserError, OSError, KeyError):
         return False
-
-
-def _agrees(path: Path, listed: str | int) -> bool:
-    """Whether a file has the fingerprint that was listed, or the size, in the list of an earlier version."""
-    return (path.stat().st_size if isinstance(listed, int) else fingerprint_files([path])) == listed
 
 
 def step_of(checkpoint: Path) -> int:
