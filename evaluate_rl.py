@@ -170,8 +170,7 @@ def follow_students(
             )
         return moments, histories, f"textbook test, {len(chapters)} chapters"
 
-    from cot.utils.memory_arms import cross
-    from rl.cohorts import remember
+    from cot.utils.memory_arms import cross, remember
     from rl.splits import held_out_questions
 
     runs = [policy.config for policy in policies if policy.config]
@@ -282,11 +281,11 @@ def run_closed_loop(
     """Students, course, every tutor's walk, learning gains; returns the exit code."""
     from cot.utils.devices import pick_device
     from cot.utils.mastery_model import load_mastery_model
+    from cot.utils.memory_arms import remember
     from cot.utils.records import add_metrics
     from cot.utils.sweeps import load_scorers
     from cot.utils.textbook import pick_chapters
     from rl.closed_loop import draw_course, start_walk, summarize_walks, walk_with_tutors
-    from rl.cohorts import remember
 
     # who learns what
     chapters = pick_chapters(args.chapters)
@@ -343,8 +342,8 @@ def run(args: argparse.Namespace) -> int:
     moments, histories, source = follow_students(args, profiles, logs, truths, policies)
 
     from cot.utils.devices import pick_device
+    from cot.utils.memory_arms import remember
     from cot.utils.sweeps import load_scorers
-    from rl.cohorts import remember
 
     # what each arm shows at each moment
     scorers, device = load_scorers(), str(pick_device(args.device))

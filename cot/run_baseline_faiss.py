@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     """Questions to retrieval to prompts to engine to metrics to results; returns the exit code."""
     from cot.utils.formats import prepare_models
     from cot.utils.mastery_model import load_mastery_model
-    from cot.utils.memory_arms import MemoryArms, PromptShape
+    from cot.utils.memory_arms import PromptShape, remember
     from cot.utils.model_names import family
     from cot.utils.models import choose_model
     from cot.utils.questions import load_questions, worked_examples
@@ -113,18 +113,7 @@ def run(args: argparse.Namespace) -> int:
     scorers = load_scorers()
 
     # one prompt for every question, student and arm; one row for each temperature and sample
-    arms = MemoryArms(
-        profiles,
-        histories,
-        scorers.embedder,
-        seed=args.seed,
-        top_k=args.top_k,
-        min_similarity=args.min_similarity,
-        half_life_days=args.memory_half_life,
-        level=args.memory_level,
-        truths=truths,
-        mastery_model=mastery_model,
-    )
+    arms = remember(args, profiles, histories, truths, scorers.embedder, mastery_model)
     rows = []
     for index, moment in place_students(args, questions.questions, arms, scorers.embedder):
         for arm in args.memory:

@@ -91,25 +91,18 @@ def load_students(args: argparse.Namespace) -> tuple[dict, dict, dict]:
     return {name: profiles[name] for name in names}, histories, {name: truths[name] for name in names}
 
 
-def remember(args: argparse.Namespace, profiles: dict, histories: dict, truths: dict, embedder) -> dict:
+def remember_levels(
+    args: argparse.Namespace, profiles: dict, histories: dict, truths: dict, embedder
+) -> dict:
     """The students' memories at each level; at the level `stated` they say what they need."""
     from cot.utils.mastery_model import load_mastery_model
-    from cot.utils.memory_arms import MemoryArms
+    from cot.utils.memory_arms import remember
     from cot.utils.study import STATED
 
-    mastery_model = load_mastery_model(args.mastery_parameters)
+    model = load_mastery_model(args.mastery_parameters)
     return {
-        level: MemoryArms(
-            truths if level == STATED else profiles,
-            histories,
-            embedder,
-            seed=args.seed,
-            top_k=args.top_k,
-            min_similarity=args.min_similarity,
-            half_life_days=args.memory_half_life,
-            level=level,
-            truths=truths,
-            mastery_model=mastery_model,
+        level: remember(
+            args, truths if level == STATED else profiles, histories, truths, embedder, model, level=level
         )
         for level in args.memory_level
     }
@@ -154,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         policy=name,
         questions=questions.questions,
         dealt=deal_students(list(profiles), len(questions.questions), args.students_per_question, args.seed),
-        by_level=remember(args, profiles, histories, truths, scorers.embedder),
+        by_level=remember_levels(args, profiles, histories, truths, scorers.embedder),
         temperatures=args.temperatures,
         num_samples=args.num_samples,
     )

@@ -1,11 +1,10 @@
 """Which students a run is about, of a folder or generated ones, and what each memory arm shows of them."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cot.utils.errors import UserError
-from cot.utils.mastery_model import MasteryModel, load_mastery_model
-from cot.utils.memory_arms import MemoryArms
+from cot.utils.memory_arms import MemoryArms, remember
 from cot.utils.student_files import MemoryLog, load_profiles, load_truths, pick_students
 from cot.utils.students import Interaction, Profile
 from cot.utils.textbook import load_chapters
@@ -32,33 +31,6 @@ def load_arms(args: argparse.Namespace) -> MemoryArms:
 
         embedder = load_embedder(watch=tell_how_far("texts embedded"))
     return remember(args, profiles, histories, truths, embedder)
-
-
-def remember(
-    args: argparse.Namespace,
-    profiles: Mapping[str, Profile],
-    histories: Mapping[str, Sequence[Interaction]],
-    truths: Mapping[str, Profile],
-    embedder,
-    mastery_model: MasteryModel | None = None,
-) -> MemoryArms:
-    """What each memory arm shows of these students, as the flags say.
-
-    Args:
-        mastery_model: of `--mastery_parameters`, where it is loaded already.
-    """
-    return MemoryArms(
-        profiles,
-        histories,
-        embedder,
-        seed=args.seed,
-        top_k=args.top_k,
-        min_similarity=args.min_similarity,
-        half_life_days=args.memory_half_life,
-        level=args.memory_level,
-        truths=truths,
-        mastery_model=mastery_model or load_mastery_model(args.mastery_parameters),
-    )
 
 
 def load_students(

@@ -29,12 +29,11 @@ from conftest import (
 import evaluate_rl
 from cot.utils.manners import support_target
 from cot.utils.mastery import mastery_by_skill
-from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt
+from cot.utils.memory_arms import MemoryArms, PromptShape, make_prompt, remember
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.records import make_record
 from cot.utils.student_files import load_profiles
 from cot.utils.textbook import load_chapters
-from rl.cohorts import remember
 from rl.explanations import Manner, calculations, explain
 from rl.moments import walk_textbook
 

@@ -12,6 +12,7 @@ instructed     no memory; what the student wishes, or is known to need, after th
 Without `shuffled` and `random` a gain from memory cannot be told from a gain from a longer prompt.
 """
 
+import argparse
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from cot.utils.errors import UserError
 from cot.utils.fidelity import CHECKABLE_PREFERENCES
 from cot.utils.manners import record_manners, render_manner, render_record
 from cot.utils.mastery import Memory, consolidate, mastery_by_skill, render_memory
-from cot.utils.mastery_model import MasteryModel
+from cot.utils.mastery_model import MasteryModel, load_mastery_model
 from cot.utils.prompts import Prompt, body_tokens, build_prompt, fit_lines
 from cot.utils.questions import Question
 from cot.utils.retrieval import OwnMemories, RetrievedMemory
@@ -370,3 +371,32 @@ def random_lines(seed: int, question: Question, student_id: str) -> list[str]:
     ]
     random.Random(f"random {seed} {student_id} {question.id}").shuffle(sentences)
     return sentences
+
+
+def remember(
+    args: argparse.Namespace,
+    profiles: Mapping[str, Profile],
+    histories: Mapping[str, Sequence[Interaction]],
+    truths: Mapping[str, Profile],
+    embedder,
+    mastery_model: MasteryModel | None = None,
+    level: str | None = None,
+) -> MemoryArms:
+    """What each memory arm shows of these students, as the flags say.
+
+    Args:
+        mastery_model: of `--mastery_parameters`, where it is loaded already.
+        level: of memory, where `--memory_level` names several.
+    """
+    return MemoryArms(
+        profiles,
+        histories,
+        embedder,
+        seed=args.seed,
+        top_k=args.top_k,
+        min_similarity=args.min_similarity,
+        half_life_days=args.memory_half_life,
+        level=level or args.memory_level,
+        truths=truths,
+        mastery_model=mastery_model or load_mastery_model(args.mastery_parameters),
+    )
