@@ -21,7 +21,6 @@ from cot.utils.comparisons import (
     mark_changes,
     usable,
 )
-from cot.utils.fidelity import constraint_report
 from cot.utils.findings import Hypothesis, judge_effect, render_table, render_verdicts, show_interval
 from cot.utils.model_names import BASE
 from cot.utils.prompts import FENCE_MARK
@@ -75,8 +74,7 @@ def add_measures(records: Sequence[dict], trained: Mapping[str, tuple[str, int]]
         if record["error"] is not None:
             continue
         truth, student = held_out.truths[record["student_id"]], record["student_id"]
-        wishes = constraint_report(record["generated_text"], truth)
-        record["hint_met"] = wishes[truth.learning_preferences[0]]
+        record["hint_met"] = truth.learning_preferences[0] in record["checks_met"]
         if bayes := held_out.bayes.get((student, record["moment"] // 1000)):
             agreed = (bayes.explanation_style == truth.explanation_style) + (
                 bayes.learning_preferences == truth.learning_preferences

@@ -13,9 +13,10 @@ from cot.utils.comparisons import (
     decide,
     decide_all,
     fit_to_students,
+    judge_fits,
     track_progress,
 )
-from cot.utils.fidelity import EXPLANATION_STYLES, fidelity
+from cot.utils.fidelity import fidelity
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.student_files import load_profiles
 
@@ -182,15 +183,11 @@ def test_specificity_and_identification_judge_each_text_against_each_student():
     assert identification == {"n": 2, "top1": 1.0, "mrr": 1.0, "chance": 0.5}
 
 
-def test_the_texts_of_a_run_are_judged_once_for_all_summaries():
-    texts = [f"1. Add.\n2. {number} + 1 = {number + 1}" for number in range(1100)]
-    own = [planted_record(f"q{n}", "S001", "own", generated_text=text) for n, text in enumerate(texts)]
-    judge = EXPLANATION_STYLES[PROFILES["S001"].explanation_style]
-
-    found = fit_to_students(own, PROFILES)
-    judged = judge.cache_info().misses
-    assert judged >= len(texts)
-    assert fit_to_students(own, PROFILES) == found and judge.cache_info().misses == judged
+def test_a_record_says_itself_which_checks_its_text_meets():
+    met = {"S001": ["numbered_steps", "a hint first"], "S003": []}
+    own = [planted_record("q0", student, "own", checks_met=checks) for student, checks in met.items()]
+    fits = judge_fits(own, {"S001": PROFILES["S001"]})
+    assert [fit["specificity"] for fit in fits] == [1.0, None]  # 2 of 2 wishes, none by the other's text
 
 
 def test_one_text_for_all_gives_exactly_chance():

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from cot.utils.clusters import OF_THE_STUDENT, Sample, effect_of, mean_of, number_clusters, observe
-from cot.utils.fidelity import checkable_wishes, fidelity, has_wishes
+from cot.utils.fidelity import checkable_wishes, has_wishes, share_met
 from cot.utils.manners import AMOUNT
 from cot.utils.model_names import BASE
 from cot.utils.stats import (
@@ -202,19 +202,18 @@ def judge_fits(records: Records, profiles: Mapping[str, Profile]) -> list[dict]:
     wishes = {student: checkable_wishes(profile) for student, profile in profiles.items()}
     wishes = {student: named for student, named in wishes.items() if named}
     alike = Counter(wishes.values())  # students with the same wishes fit a text alike
-    judges = {named: profiles[student] for student, named in wishes.items()}
 
-    fits: dict[str, dict[tuple[str, ...], float]] = {}  # by text, then wishes
+    fits: dict[tuple[str, ...], dict[tuple[str, ...], float]] = {}  # by what a text meets, then wishes
     by_question: dict[tuple, list[tuple]] = defaultdict(list)
     for record in records:
-        text = record["generated_text"]
-        if text not in fits:
-            fits[text] = {named: fidelity(text, judge) for named, judge in judges.items()}
-        by_question[record["question_id"], record["temperature"]].append((record["student_id"], fits[text]))
+        met = tuple(record["checks_met"])
+        if met not in fits:
+            fits[met] = {named: share_met(named, met) for named in alike}
+        by_question[record["question_id"], record["temperature"]].append((record["student_id"], fits[met]))
 
     judged = []
     for record in records:
-        student, found = record["student_id"], fits[record["generated_text"]]
+        student, found = record["student_id"], fits[tuple(record["checks_met"])]
         if student not in wishes:
             judged.append(dict.fromkeys(("specificity", "identification", "reciprocal_rank")))
             continue

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MAX_SENTENCE_WORDS = 12
 MAX_WORDS = 60
 NGRAM = 8
-REMEMBERED = 2**17  # texts, as many as a large run has
+REMEMBERED = 4096  # texts
 MAX_COPYING = 0.2  # share of a text's 8-grams from the memory, above which the text counts as copied
 
 _ORDINALS = (
@@ -208,33 +208,27 @@ def reason_with_because(text: str) -> bool:
 
 
 Check = Callable[[str], bool]
+EXPLANATION_STYLES: dict[str, Check] = {
+    "numbered_steps": numbered_steps,
+    "short_sentences": short_sentences,
+    "guiding_questions": guiding_questions,
+    "equations_first": equations_first,
+    "check_at_end": check_at_end,
+}
+CHECKABLE_PREFERENCES: dict[str, Check] = {
+    "one step per line": one_step_per_line,
+    "a hint first": hint_first,
+    "no hint": no_hint,
+    "at most 60 words": at_most_60_words,
+    "the answer in a full sentence": full_sentence_answer,
+    "a reason with because": reason_with_because,
+}
 
 
-def _remembering(checks: dict[str, Check]) -> dict[str, Check]:
-    """The checks, each with its verdicts: students share wishes, and several summaries judge each text."""
-    return {name: lru_cache(maxsize=REMEMBERED)(check) for name, check in checks.items()}
-
-
-EXPLANATION_STYLES = _remembering(
-    {
-        "numbered_steps": numbered_steps,
-        "short_sentences": short_sentences,
-        "guiding_questions": guiding_questions,
-        "equations_first": equations_first,
-        "check_at_end": check_at_end,
-    }
-)
-CHECKABLE_PREFERENCES = _remembering(
-    {
-        "one step per line": one_step_per_line,
-        "a hint first": hint_first,
-        "no hint": no_hint,
-        "at most 60 words": at_most_60_words,
-        "the answer in a full sentence": full_sentence_answer,
-        "a reason with because": reason_with_because,
-    }
-)
-_CHECKS = EXPLANATION_STYLES | CHECKABLE_PREFERENCES
+@lru_cache(maxsize=REMEMBERED)  # rewards ask of one text for several students
+def met_checks(text: str) -> tuple[str, ...]:
+    """The names of all styles and checkable preferences that the text meets, styles first."""
+    return tuple(name for name, check in (EXPLANATION_STYLES | CHECKABLE_PREFERENCES).items() if check(text))
 
 
 def checkable_wishes(profile: "Profile") -> tuple[str, ...]:
@@ -243,24 +237,26 @@ def checkable_wishes(profile: "Profile") -> tuple[str, ...]:
     return *style, *(wish for wish in profile.learning_preferences if wish in CHECKABLE_PREFERENCES)
 
 
-def constraint_report(text: str, profile: "Profile") -> dict[str, bool]:
-    """Which of the student's `checkable_wishes` the text meets.
-
-    Raises:
-        KeyError: the explanation style is none of `EXPLANATION_STYLES`.
-    """
-    return {wish: _CHECKS[wish](text) for wish in checkable_wishes(profile)}
-
-
 def has_wishes(profile: "Profile") -> bool:
     """Whether there is anything about the student that a check can judge."""
     return bool(checkable_wishes(profile))
 
 
+def share_met(wishes: Sequence[str], met: Collection[str]) -> float | None:
+    """Fidelity: the share in [0, 1] of a student's `checkable_wishes` that are met; None without wishes.
+
+    Args:
+        met: of a text, as `met_checks` names them.
+
+    >>> share_met(("numbered_steps", "no hint"), ["short_sentences", "no hint"])
+    0.5
+    """
+    return sum(wish in met for wish in wishes) / len(wishes) if wishes else None
+
+
 def fidelity(text: str, profile: "Profile") -> float | None:
     """Share in [0, 1] of the student's checkable constraints that the text meets; None where it has none."""
-    report = constraint_report(text, profile)
-    return sum(report.values()) / len(report) if report else None
+    return share_met(checkable_wishes(profile), met_checks(text))
 
 
 def copying(text: str, memory: str) -> float:

@@ -12,7 +12,7 @@ from cot.utils.answers import score_answer
 from cot.utils.completions import Completion, Request
 from cot.utils.devices import is_out_of_memory
 from cot.utils.errors import TEXT_ERRORS
-from cot.utils.fidelity import constraint_report, copying, names_student
+from cot.utils.fidelity import checkable_wishes, copying, met_checks, names_student, share_met
 from cot.utils.manners import support_fit, support_level, support_target
 from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.metrics import (
@@ -232,10 +232,11 @@ def _score_fit(completion, prompt: Prompt, moment: Moment, profile: Profile) -> 
             "over_explaining",
             "fidelity",
             "style_met",
+            "checks_met",
         )
         return {"support_target": target, **dict.fromkeys((*names, "copying", "names_student"))}
 
-    wishes = constraint_report(text, profile)
+    met, style = met_checks(text), profile.explanation_style
     lacking = unmastered_skills(question.skills, moment.mastery)
     level = support_level(text, question.gold_steps)
     return {
@@ -243,8 +244,9 @@ def _score_fit(completion, prompt: Prompt, moment: Moment, profile: Profile) -> 
         "support": level,
         "support_fit": None if target is None else support_fit(level, target),
         **prerequisite_coverage(text, question.skills, lacking),
-        "fidelity": sum(wishes.values()) / len(wishes) if wishes else None,
-        "style_met": wishes.get(profile.explanation_style),
+        "fidelity": share_met(checkable_wishes(profile), met),
+        "style_met": style in met if style else None,
+        "checks_met": list(met),
         "copying": copying(text, prompt.memory),
         "names_student": names_student(text, profile.student_id, profile.grade_level),
     }

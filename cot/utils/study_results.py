@@ -12,7 +12,7 @@ from typing import Any
 from cot.utils.answers import score_answer
 from cot.utils.clusters import OF_THE_STUDENT, effect_of, mean_of, observe, share_of
 from cot.utils.comparisons import LEAST_CLUSTERS, LEAST_PAIRS, group, judge_fits, mark_changes, usable
-from cot.utils.fidelity import fidelity
+from cot.utils.fidelity import checkable_wishes, met_checks, share_met
 from cot.utils.figures import new_figure, plot_intervals
 from cot.utils.findings import (
     Hypothesis,
@@ -183,7 +183,9 @@ def recount(lines: Sequence[Mapping]) -> dict:
         if line["error"] is None:
             text, cut_off = line["generated_text"], line["unparsed_reason"] == "thinking_cut_off"
             score = score_answer(text, line["gold_solution"], line["truncated"], cut_off)
-            record |= {"correct": score.correct, "fidelity": fidelity(text, truth)}
+            met = met_checks(text)
+            record |= {"correct": score.correct, "checks_met": met}
+            record["fidelity"] = share_met(checkable_wishes(truth), met)
         records.append(record)
     add_measures(records, truths)
     return summarize(records, sorted({record["temperature"] for record in records}))
