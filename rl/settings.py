@@ -14,8 +14,8 @@ from cot.utils.cli import json_object, number
 from cot.utils.errors import UserError, require
 from cot.utils.files import read_json
 from cot.utils.model_names import fetch_model
-from cot.utils.paths import PROFILES_DIR
-from rl.grpo_options import check_options, suggest
+from cot.utils.paths import PROFILES_DIR, writable_dir
+from rl.grpo_options import check_options, parse_grpo, suggest
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -168,12 +168,26 @@ def fill_preset(args: argparse.Namespace) -> None:
         args.memory_level = "history" if args.students[0].startswith("generated:") else "stated"
 
 
-def check_optional(args: argparse.Namespace) -> None:
-    """Looks for the packages that only some flags need, and for what the end of a run does.
+def check_flags(args: argparse.Namespace) -> None:
+    """What can be said of the flags without a library; sets `options`, those of `--grpo`, and `weights`.
 
     Raises:
-        UserError: one of them is not installed.
+        UserError: a value that cannot be meant, or a package that is absent.
     """
+    args.options = parse_grpo(args.grpo)
+    _check_packages(args)
+    if args.reward_weights:
+        from rl.rewards import parse_weights
+
+        args.weights = parse_weights(args.reward_weights)
+    if args.resume not in ("auto", "never") and not Path(args.resume).is_dir():
+        raise UserError(f"--resume {args.resume}: expected auto, never or a checkpoint's folder")
+    if args.output_dir:
+        writable_dir(args.output_dir)
+
+
+def _check_packages(args: argparse.Namespace) -> None:
+    """Looks for the packages that only some flags need, and for what the end of a run does."""
     needed = {"--use_vllm": "vllm" if args.use_vllm else "none", "--report_to": args.report_to}
     for flag, package in needed.items():
         if package != "none" and importlib.util.find_spec(package) is None:
@@ -181,14 +195,50 @@ def check_optional(args: argparse.Namespace) -> None:
     require("matplotlib", *(["sentence_transformers"] if args.top_k else []))
 
 
-def find_base(model_name: str, revision: str | None = None) -> "ModelSource":
-    """The model to train, pinned to its weights; a `UserError` where there is none."""
+def find_base(args: argparse.Namespace) -> "ModelSource":
+    """The model to train, pinned to its weights.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded or trained as the flags say.
+    """
+    from cot.utils.loading import Loading, check_loading
     from cot.utils.model_names import hub_answers, resolve_model
 
-    source = resolve_model(model_name, revision)
+    source = resolve_model(args.model_name, args.revision)
     if source.kind == "bundled":
         hub_answers()  # PEFT asks the hub about a base that is no folder; a dead hub would cost a minute
+    check_loading(Loading(args.attn_implementation), source)
+    if args.use_vllm and args.vllm_mode == "colocate":
+        _check_vllm(source)
     return source
+
+
+def _check_vllm(source: "ModelSource") -> None:
+    """Refuses a model that vLLM cannot load by its name, as it does before it gets the policy's weights."""
+    kinds = {"bundled": "comes from a package", "gguf": "is a GGUF file", "adapter": "is an adapter"}
+    problem = kinds.get(source.kind)
+    if problem is None and read_json(fetch_model(source).path / "config.json").get("model_type") == "qwen":
+        problem = "is a first-generation Qwen"
+    if problem:
+        raise UserError(
+            f"--use_vllm: --model_name {source.name} {problem}, which vLLM cannot load by that name; train"
+            " without it, or name a folder or hub model of safetensors"
+        )
+
+
+def settle_length(args: argparse.Namespace, source: "ModelSource", named: int | None):
+    """The base's tokenizer, its template checked; where the model thinks, a completion gets room for it.
+
+    Args:
+        named: the `--max_completion_length` that the user gave; None where the preset's stands in `args`.
+    """
+    from cot.utils.formats import prepare_models
+
+    preset = PRESETS[args.preset]["max_completion_length"]
+    tokenizers, args.max_completion_length = prepare_models(
+        args, {"": source}, named, budget=preset, thinking_budget=THINKING_LENGTH
+    )
+    return tokenizers[""]
 
 
 def read_config(path: Path, parser: argparse.ArgumentParser) -> list[str]:
@@ -323,25 +373,6 @@ def make_config(args: argparse.Namespace, processes: int) -> "GRPOConfig":
         return GRPOConfig(**(settings | args.options))
     except (ValueError, TypeError, ArithmeticError, ImportError) as error:
         raise UserError(f"--grpo or a flag is refused by GRPOConfig: {error}") from error
-
-
-def check_vllm(args: argparse.Namespace, source: "ModelSource") -> None:
-    """In this process vLLM loads the model itself, by its name, before it gets the policy's weights.
-
-    Raises:
-        UserError: a model that it cannot find so.
-    """
-    if not args.use_vllm or args.vllm_mode == "server":
-        return
-    kinds = {"bundled": "comes from a package", "gguf": "is a GGUF file", "adapter": "is an adapter"}
-    problem = kinds.get(source.kind)
-    if problem is None and read_json(fetch_model(source).path / "config.json").get("model_type") == "qwen":
-        problem = "is a first-generation Qwen"
-    if problem:
-        raise UserError(
-            f"--use_vllm: --model_name {source.name} {problem}, which vLLM cannot load by that name; train"
-            " without it, or name a folder or hub model of safetensors"
-        )
 
 
 def split_batch(prompts: int, generations: int, per_device: int, processes: int) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from cot.utils.errors import UserError
 from cot.utils.memory_arms import MemoryArms, Moment
 from cot.utils.questions import ALL, Question, load_questions
 from cot.utils.textbook import pick_chapters
-from rl.moments import crossed_moments, textbook_moments
+from rl.cohorts import load_arms
+from rl.moments import crossed_moments, fingerprint_questions, fingerprint_students, textbook_moments
 
 HELD_OUT_SHARE = 0.1  # of a file's different questions
 MOST_HELD_OUT = 256
@@ -33,6 +34,36 @@ class DataSource:
     train: str
     held_out: str
     held_out_ids: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on.
+
+    Attributes:
+        arms: its students, and what each memory arm shows of them.
+        train, held_out: moments, in the order in which they are met.
+        source: where their questions are from.
+    """
+
+    arms: MemoryArms
+    train: list[Moment]
+    held_out: list[Moment]
+    source: DataSource
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the students and of the questions, as a run's identity names them."""
+        return {
+            "students_content": fingerprint_students(self.arms),
+            "questions_content": fingerprint_questions(self.train),
+        }
+
+
+def load_data(args: argparse.Namespace) -> Data:
+    """The students and the moments that the flags name; a `UserError` where there are none."""
+    arms = load_arms(args)
+    return Data(arms, *pick_moments(args, arms))
 
 
 def pick_moments(args: argparse.Namespace, arms: MemoryArms) -> tuple[list[Moment], list[Moment], DataSource]:

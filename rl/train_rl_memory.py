@@ -31,21 +31,18 @@ from cot.utils.cli import (
     number,
 )
 from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, hold_signals, script_frame, signal_received
-from cot.utils.paths import writable_dir
-from rl.grpo_options import parse_grpo
 from rl.settings import (
     GENERATED,
     PRESETS,
-    THINKING_LENGTH,
     add_training_flags,
-    check_optional,
-    check_vllm,
+    check_flags,
     fill_preset,
     find_base,
     in_presets,
     make_config,
     parse_mix,
     read_config,
+    settle_length,
 )
 
 # The flags that a checkpoint cannot be continued with when one of them differs.
@@ -140,30 +137,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     try:
         if args.config:
             args = parser.parse_args([*read_config(args.config, parser), *argv])
-        args.options = parse_grpo(args.grpo)
-        check_optional(args)
-        if args.reward_weights:
-            from rl.rewards import parse_weights
-
-            args.weights = parse_weights(args.reward_weights)
-        if args.resume not in ("auto", "never") and not Path(args.resume).is_dir():
-            raise UserError(f"--resume {args.resume}: expected auto, never or a checkpoint's folder")
-        if args.output_dir:
-            writable_dir(args.output_dir)
+        check_flags(args)
     except UserError as error:
         parser.error(str(error))
     return args
 
 
-def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, room: int, prompt_format):
+def build_data(args: argparse.Namespace, tokenizer, data, shape, room: int, prompt_format):
     """The rows in the order in which training sees them, and how many moments were dropped."""
     from rl.moments import build_rows, draw_arms
 
+    count = len(data.train)
     rows, dropped = build_rows(
         tokenizer=tokenizer,
-        arms=arms,
-        moments=moments,
-        shown=draw_arms(args.memory, args.memory_mix, len(moments), args.seed),
+        arms=data.arms,
+        moments=data.train,
+        shown=draw_arms(args.memory, args.memory_mix, count, args.seed),
         # the control with another's memory is paid for fit as well: what differs is the information alone
         fit_arms=["shuffled"] if args.memory == "shuffled" else ["own"],
         shape=shape,
@@ -171,46 +160,32 @@ def build_data(args: argparse.Namespace, tokenizer, arms, moments: list, shape, 
         seed=args.seed,
         prompt_format=prompt_format,
     )
-    repeated = rows * (len(moments) // len(rows) + 1)  # makes up for the dropped ones, in the same order
-    return repeated[: len(moments)], dropped
+    repeated = rows * (count // len(rows) + 1)  # makes up for the dropped ones, in the same order
+    return repeated[:count], dropped
 
 
 def run(args: argparse.Namespace) -> int:
     """Flags to moments to rows to trainer to model; returns the exit code."""
-    from cot.utils.loading import Loading, check_loading
-    from rl.cohorts import load_arms
-    from rl.moments import fingerprint_questions, fingerprint_students, plan_prompts
-    from rl.splits import pick_moments
+    from rl.moments import plan_prompts
+    from rl.splits import load_data
 
     # who is asked what, when, and how: the template is checked before any weights load
     named_length = args.max_completion_length
     fill_preset(args)
-    source = find_base(args.model_name, args.revision)
-    check_loading(Loading(args.attn_implementation), source)
-    check_vllm(args, source)
-    arms = load_arms(args)
-    train, held_out, data = pick_moments(args, arms)
-
-    from cot.utils.devices import use_one_gpu
-    from cot.utils.files import read_timestamp
-    from cot.utils.formats import format_of, prepare_models
-
-    preset_length = PRESETS[args.preset]["max_completion_length"]
-    tokenizers, args.max_completion_length = prepare_models(
-        args, {"": source}, named_length, preset_length, THINKING_LENGTH
-    )
-    tokenizer = tokenizers[""]
+    source = find_base(args)
+    data = load_data(args)
+    tokenizer = settle_length(args, source, named_length)
 
     from rl.rewards import RewardTable, reward_parts
     from rl.runs import open_run
     from rl.trainer import (
         Recorder,
-        check_sharding,
         keep_reference,
         load_base,
         make_alarms,
         make_evaluator,
         make_trainer,
+        settle_devices,
         start_processes,
         train_to_the_end,
         weights_are_sharded,
@@ -219,31 +194,29 @@ def run(args: argparse.Namespace) -> int:
     # where the run lies, and whether it continues one
     processes = start_processes()
     config = make_config(args, processes.num_processes)
-    if line := use_one_gpu(config):
-        print(line, flush=True)
-    check_sharding(config, args.use_peft)
-    identity = {name: flags_of(args)[name] for name in IDENTITY}
-    identity["students_content"] = fingerprint_students(arms)
-    identity["questions_content"] = fingerprint_questions(train)
+    settle_devices(config, args.use_peft)
+    identity = {name: flags_of(args)[name] for name in IDENTITY} | data.fingerprints
     run_folder = open_run(args.output_dir, source, identity, args.resume, processes)
     folder = run_folder.path
     config.output_dir, config.run_name = str(folder), folder.name
     print(f"model: {source.name}\ndata:  {args.dataset}\nrun:   {folder}", flush=True)
 
     # the model and its prompts
-    prompt_format = format_of(args, tokenizer, source, started=read_timestamp(run_folder.started))
-    model, tokenizer, described = load_base(args, source, processes, tokenizer)
+    model, tokenizer, prompt_format, described = load_base(
+        args, source, processes, tokenizer, started=run_folder.started
+    )
     shape, room = plan_prompts(args, described["context_length"])
-    rows, dropped = build_data(args, tokenizer, arms, train, shape, room, prompt_format)
+    rows, dropped = build_data(args, tokenizer, data, shape, room, prompt_format)
     eval_arm = "none" if args.memory == "none" else "own"
+    held_out = f"{len(data.held_out)} held-out exercises ({data.source.held_out}), memory: {eval_arm}"
     record = run_folder.begin(
         config={
             **flags_of(args),
-            "dataset_source": data.train,
+            "dataset_source": data.source.train,
             "rows": len(rows),
             "dropped": dropped,
-            "eval": f"{len(held_out)} held-out exercises ({data.held_out}), memory: {eval_arm}",
-            "held_out": data.held_out_ids,
+            "eval": held_out,
+            "held_out": data.source.held_out_ids,
             "model": described,
         },
         device=str(processes.device),
@@ -251,18 +224,18 @@ def run(args: argparse.Namespace) -> int:
 
     # what is rewarded, and what watches
     table = RewardTable(
-        parts=reward_parts(list(args.weights), arms.truths, args.max_completion_length),
+        parts=reward_parts(list(args.weights), data.arms.truths, args.max_completion_length),
         samples=folder / "completions.jsonl",
         sample_every=args.sample_every,
         writes=processes.is_main_process,
         reasoning=prompt_format.reasoning,
     )
     evaluate = None
-    if held_out and not weights_are_sharded():
+    if data.held_out and not weights_are_sharded():
         evaluate = make_evaluator(
             tokenizer=tokenizer,
-            arms=arms,
-            moments=held_out,
+            arms=data.arms,
+            moments=data.held_out,
             arm=eval_arm,
             shape=shape,
             max_prompt_tokens=room,

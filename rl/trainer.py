@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -15,10 +16,11 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from cot.utils.devices import is_out_of_memory, keep_freed_memory
+from cot.utils.devices import is_out_of_memory, keep_freed_memory, use_one_gpu
 from cot.utils.engine import TransformersEngine
 from cot.utils.errors import EXIT_UNEXPECTED, UserError, signal_received
-from cot.utils.files import append_json_lines, read_json, read_json_lines, write_json
+from cot.utils.files import append_json_lines, read_json, read_json_lines, read_timestamp, write_json
+from cot.utils.formats import format_of
 from cot.utils.loading import Loading
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
 from cot.utils.model_names import ModelSource
@@ -48,12 +50,14 @@ def weights_are_sharded() -> bool:
     return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
 
 
-def check_sharding(config: GRPOConfig, use_peft: bool) -> None:
-    """Sees to it that TRL's reference policy can be right where FSDP 2 shards the weights.
+def settle_devices(config: GRPOConfig, use_peft: bool) -> None:
+    """Without a launcher one GPU is used; with FSDP 2 the reference policy has to be right in every process.
 
     Raises:
         UserError: only the first process would read its weights, and the others' parts of it would be random.
     """
+    if line := use_one_gpu(config):
+        print(line, flush=True)
     spared = parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
     fsdp_2 = parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2"
     if fsdp_2 and spared and config.beta and not use_peft:
@@ -61,11 +65,26 @@ def check_sharding(config: GRPOConfig, use_peft: bool) -> None:
         raise UserError(f"FSDP 2 spoils the reference policy that --beta {config.beta:g} needs: {remedy}")
 
 
-def load_base(args, source: ModelSource, processes, tokenizer=None):
-    """Model and tokenizer on this process's device, and what a result file records about the model.
+class Base(NamedTuple):
+    """The model to train on this process's device, and how its prompts are written.
 
-    One line says which of the checkpoint's generation settings are set aside.
+    Attributes:
+        described: what a result file records of the model.
     """
+
+    model: Any
+    tokenizer: Any
+    prompt_format: PromptFormat
+    described: dict
+
+
+def load_base(args, source: ModelSource, processes, tokenizer, started: str) -> Base:
+    """The base; one line says which of the checkpoint's generation settings are set aside.
+
+    Args:
+        started: when the run was begun first, whose date a chat template may show.
+    """
+    prompt_format = format_of(args, tokenizer, source, started=read_timestamp(started))
     # of a model that is spread over devices, the trainer brings each part to its place; of several processes
     # on a CPU accelerate numbers the CPU
     on_cpu = weights_are_sharded() or processes.device.type == "cpu"
@@ -79,7 +98,7 @@ def load_base(args, source: ModelSource, processes, tokenizer=None):
     if set_aside and processes.is_main_process:
         named = ", ".join(f"{name} {value}" for name, value in set_aside.items())
         print(f"generation settings of the model that are not used: {named}", flush=True)
-    return model, tokenizer, described
+    return Base(model, tokenizer, prompt_format, described)
 
 
 def keep_reference(

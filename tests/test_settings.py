@@ -12,7 +12,6 @@ from cot.utils.errors import UserError
 from rl.grpo_options import check_options, parse_grpo
 from rl.settings import (
     PRESETS,
-    check_vllm,
     fill_preset,
     find_base,
     make_config,
@@ -195,7 +194,10 @@ def test_vllm_without_a_gpu_is_one_line_before_a_model_loads():
 
 
 def test_a_model_that_vllm_cannot_load_by_its_name_is_refused_by_it(tiny_folder, tmp_path):
-    args = argparse.Namespace(use_vllm=True, vllm_mode="colocate")
+    def find(name, use_vllm=True, vllm_mode="colocate"):
+        flags = {"model_name": str(name), "revision": None, "attn_implementation": "auto"}
+        return find_base(argparse.Namespace(use_vllm=use_vllm, vllm_mode=vllm_mode, **flags))
+
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_folder)}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     gguf = write_gguf(tmp_path / "tiny.gguf")
@@ -207,7 +209,7 @@ def test_a_model_that_vllm_cannot_load_by_its_name_is_refused_by_it(tiny_folder,
     kinds = {tmp_path: "is an adapter", gguf: "is a GGUF file", qwen: "is a first-generation Qwen"}
     for name, problem in kinds.items():
         with pytest.raises(UserError, match=f"--use_vllm: --model_name {name} {problem}"):
-            check_vllm(args, find_base(str(name)))
-        check_vllm(argparse.Namespace(use_vllm=False), find_base(str(name)))
-    check_vllm(args, find_base(str(tiny_folder)))
-    check_vllm(argparse.Namespace(use_vllm=True, vllm_mode="server"), find_base(str(gguf)))
+            find(name)
+        find(name, use_vllm=False)
+    find(tiny_folder)
+    find(gguf, vllm_mode="server")
