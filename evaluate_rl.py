@@ -27,12 +27,7 @@ from cot.utils.cli import (
     MIN_SIMILARITY,
     Distinct,
     OneLineParser,
-    add_engine_flags,
-    add_generation_flags,
-    add_loading_flags,
     add_memory_flags,
-    add_retry_flag,
-    add_subset_flags,
     add_template_flags,
     number,
 )
@@ -40,6 +35,13 @@ from cot.utils.errors import UserError, script_frame
 from cot.utils.model_names import BASE
 from cot.utils.paths import DATA_DIR, PROFILES_DIR, writable_dir
 from cot.utils.processes import refuse_launcher
+from cot.utils.run_flags import (
+    add_engine_flags,
+    add_generation_flags,
+    add_loading_flags,
+    add_retry_flag,
+    add_subset_flags,
+)
 
 ARMS = ["own", "none", "shuffled", "random", "time_shuffled"]  # side by side unless told
 

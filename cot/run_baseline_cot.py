@@ -19,9 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import OneLineParser, add_sweep_flags
+from cot.utils.cli import OneLineParser
 from cot.utils.errors import script_frame
 from cot.utils.paths import writable_dir
+from cot.utils.run_flags import add_sweep_flags
 
 
 def build_parser() -> argparse.ArgumentParser:

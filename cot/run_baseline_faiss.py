@@ -23,9 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import Distinct, OneLineParser, add_memory_flags, add_sweep_flags
+from cot.utils.cli import Distinct, OneLineParser, add_memory_flags
 from cot.utils.errors import UserError, script_frame
 from cot.utils.paths import writable_dir
+from cot.utils.run_flags import add_sweep_flags
 
 NEAREST = ["nearest"]  # of --students: each question retrieves its own
 

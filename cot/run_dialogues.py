@@ -24,17 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import (
-    OneLineParser,
-    add_generation_flags,
-    add_model_flags,
-    add_output_flags,
-    add_question_flags,
-    add_template_flags,
-    number,
-)
+from cot.utils.cli import OneLineParser, add_template_flags, number
 from cot.utils.errors import UserError, script_frame
 from cot.utils.paths import DATA_DIR, writable_dir
+from cot.utils.run_flags import add_generation_flags, add_model_flags, add_output_flags, add_question_flags
 
 ANSWER_KEYS = (  # of the raw answers, which hold no text of the data set
     *("policy", "memory_arm", "temperature", "sample", "question_id", "student_id", "gsm8k_split"),

@@ -26,18 +26,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import (
-    OneLineParser,
-    add_generation_flags,
-    add_memory_flags,
-    add_model_flags,
-    add_output_flags,
-    add_question_flags,
-    add_template_flags,
-    number,
-)
+from cot.utils.cli import OneLineParser, add_memory_flags, add_template_flags, number
 from cot.utils.errors import UserError, script_frame
 from cot.utils.paths import DATA_DIR, writable_dir
+from cot.utils.run_flags import add_generation_flags, add_model_flags, add_output_flags, add_question_flags
 
 LEVELS = ["stated", "history"]  # side by side unless told
 

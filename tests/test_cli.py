@@ -3,7 +3,8 @@
 import pytest
 from conftest import run_python
 
-from cot.utils.cli import OneLineParser, add_memory_flags, add_sweep_flags, flags_of
+from cot.utils.cli import OneLineParser, add_memory_flags, flags_of
+from cot.utils.run_flags import add_sweep_flags
 
 SCRIPTS = [
     *("cot/run_baseline_cot.py", "cot/run_baseline_faiss.py", "cot/run_study.py", "cot/run_dialogues.py"),
