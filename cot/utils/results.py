@@ -1,4 +1,4 @@
-"""What a result file says beside its records: its shape, the machine, and which code made it."""
+"""The result files of a run, and what they say beside its records: the machine, and which code made them."""
 
 import functools
 import hashlib
@@ -6,38 +6,88 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from cot.utils.files import timestamp
+from cot.utils.files import timestamp, write_json, write_results
 from cot.utils.paths import REPO_ROOT
 
 SCHEMA_VERSION = 3
+REWRITE_EVERY_S = 10.0  # the files of a run that goes on; the journal is written after every batch
+REWRITE_COST = 20  # times the last writing's duration that must lie between two of them
 PACKAGES = ("torch", "transformers", "faiss-cpu", "sentence-transformers", "spacy", "numpy")
 CODE = ("cot/**/*.py", "rl/*.py", "evaluate_rl.py", "data/textbook/*.json")  # what decides a record
 
 
-def document(
-    script: str,
-    status: str,
-    temperature: float | None,
-    started: str,
-    config: dict,
-    environment: dict,
-    summary: dict,
-    results: list[dict],
-) -> dict:
-    """A result file's content, its keys in the contract's order."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": status,
-        "script": script,
-        "temperature": temperature,
-        "started": started,
-        "finished": None if status == "running" else timestamp(),
-        "config": config,
-        "environment": environment,
-        "summary": summary,
-        "results": results,
-    }
+class ResultFiles:
+    """The files of one run: one for each temperature, and `summary_<stamp>.json` over all of them.
+
+    Attributes:
+        are_due: whether it is time to write the files of a run that goes on.
+
+    Args:
+        folder, stamp: where they lie, and what their names end in.
+        config: read at every writing, as it grows with the models of a run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stamp: str,
+        script: str,
+        started: str,
+        temperatures: Sequence[float],
+        config: Mapping,
+        environment: Mapping,
+    ) -> None:
+        self.folder, self.stamp, self.temperatures = folder, stamp, temperatures
+        self._script, self._started = script, started
+        self._config, self._environment = config, environment
+        self._last_write = self._cost_s = 0.0
+
+    @property
+    def are_due(self) -> bool:
+        """The larger the files, the rarer."""
+        return time.monotonic() - self._last_write > max(REWRITE_EVERY_S, REWRITE_COST * self._cost_s)
+
+    def write(
+        self, status: str, records: Sequence[dict], summaries: Mapping[float | None, dict]
+    ) -> tuple[Path, dict]:
+        """Writes all files; the path and the content of the last.
+
+        Args:
+            summaries: by temperature; of all records under None.
+        """
+        start, files = time.monotonic(), []
+        for temperature in self.temperatures:
+            summary = summaries[temperature]
+            rows = [record for record in records if record["temperature"] == temperature]
+            path = self.folder / f"results_temp_{temperature}_{self.stamp}.json"
+            write_results(path, self._document(status, temperature, summary, rows))
+            files.append({"temperature": temperature, "file": path.name, "summary": summary})
+
+        path = self.folder / f"summary_{self.stamp}.json"
+        content = self._document(status, None, summaries[None], files)
+        write_json(path, content)
+        self._last_write = time.monotonic()
+        self._cost_s = self._last_write - start
+        return path, content
+
+    def _document(self, status: str, temperature: float | None, summary: dict, results: list[dict]) -> dict:
+        """A file's content, its keys in the contract's order."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "status": status,
+            "script": self._script,
+            "temperature": temperature,
+            "started": self._started,
+            "finished": None if status == "running" else timestamp(),
+            "config": self._config,
+            "environment": self._environment,
+            "summary": summary,
+            "results": results,
+        }
 
 
 def environment(device: str) -> dict:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cot.utils.cli import flags_of, this_command
-from cot.utils.engine_choice import VLLM, limit_context, stay_with
+from cot.utils.engine_choice import stay_with
+from cot.utils.engines import open_engine
 from cot.utils.errors import (
     EXIT_OK,
     EXIT_SAMPLES,
@@ -27,7 +28,7 @@ from cot.utils.errors import (
     hold_signals,
     raise_if_signalled,
 )
-from cot.utils.files import dumps, timestamp, write_json, write_results
+from cot.utils.files import dumps, timestamp
 from cot.utils.formats import format_of
 from cot.utils.journal import Journal, join_journal, open_journal, read_headers
 from cot.utils.loading import loading_of
@@ -37,7 +38,7 @@ from cot.utils.processes import Processes, share_rows
 from cot.utils.progress import Progress
 from cot.utils.prompts import Prompt
 from cot.utils.records import Row, make_record, make_requests
-from cot.utils.results import SCHEMA_VERSION, code_version, document, environment
+from cot.utils.results import SCHEMA_VERSION, ResultFiles, code_version, environment
 from cot.utils.sampling import ignored_settings, sampling_of
 from cot.utils.students import Profile
 from cot.utils.summary import look_at
@@ -45,13 +46,7 @@ from cot.utils.templates import PromptFormat
 
 if TYPE_CHECKING:
     from cot.utils.completions import Request
-    from cot.utils.engine import TransformersEngine
-    from cot.utils.vllm_engine import VllmEngine
-
-    Engine = TransformersEngine | VllmEngine
-
-REWRITE_EVERY_S = 10.0  # the running result files; the journal is written after every batch
-REWRITE_COST = 20  # times the last write's duration that must lie between two of them
+    from cot.utils.engines import Engine
 
 
 class Run:
@@ -109,13 +104,21 @@ class Run:
         self._further_identity = dict(identity or {})
         self._generation_s: dict[int, float] = {}  # by process
         self._start = time.monotonic()
-        self._last_write = self._write_cost_s = 0.0
 
     def __enter__(self) -> "Run":
         parts = self._identify()
         header = {"started": timestamp(), "flags": flags_of(self.args), "parts": parts}
         self._journal: Journal = self._open(header) if self.is_main else self._join(header)
         self.stamp = self._journal.stamp
+        self._files = ResultFiles(
+            folder=self.folder,
+            stamp=self.stamp,
+            script=self.script,
+            started=self._journal.header["started"],
+            temperatures=self.args.temperatures,
+            config=self.config,
+            environment=self.environment,
+        )
         self._take_in(self._journal.batches)
 
         # all processes deal out the rows that were missing when process 0 began
@@ -297,27 +300,7 @@ class Run:
             engine = self.config["engine"]
             if begun:
                 engine = stay_with(begun["engines"][0]["name"], engine, args, source)
-        if engine == VLLM:
-            from cot.utils.vllm_engine import VllmEngine
-
-            return VllmEngine(
-                source,
-                tokenizer,
-                device,
-                dtype,
-                args.max_new_tokens,
-                batch_size=args.batch_size,
-                max_model_len=args.max_model_len,
-                tensor_parallel_size=args.tensor_parallel_size,
-                gpu_memory_utilization=args.gpu_memory_utilization,
-            )
-        from cot.utils.engine import TransformersEngine
-        from cot.utils.models import load_model
-
-        model, tokenizer = load_model(source, device, dtype, tokenizer, loading_of(args))
-        loaded = TransformersEngine(model, tokenizer, args.max_new_tokens, args.batch_size)
-        loaded.context_length = limit_context(loaded.context_length, args.max_model_len)
-        return loaded
+        return open_engine(engine, args, source, tokenizer, device, dtype)
 
     def make_prompts(self, policy: str, engine: "Engine", rows: Sequence[Row]) -> dict[tuple, Prompt]:
         """The prompts of a policy's rows, by cell."""
@@ -428,9 +411,7 @@ class Run:
             self._journal.append({"process": process, "wall_s": wall_s, "records": records})
             self._add(records)
             self._generation_s[process] = self._generation_s.get(process, 0.0) + wall_s
-        if self.is_main and time.monotonic() - self._last_write > max(
-            REWRITE_EVERY_S, REWRITE_COST * self._write_cost_s
-        ):
+        if self.is_main and self._files.are_due:
             self._write("running")
         self._progress.update(len(batch), self._note(asked[0].policy))
         self._batch_start = time.monotonic()
@@ -454,41 +435,19 @@ class Run:
         metrics_start: float | None = None,
     ) -> tuple[Path, dict]:
         """All files as they stand; statistics only where `summarize` is given, as it takes its time."""
-        start, records = time.monotonic(), self.in_order()
-        described = {}
-        for temperature in self.args.temperatures:
-            rows = [record for record in records if record["temperature"] == temperature]
-            described[temperature] = {"rows_done": len(rows), **(summarize(rows) if summarize else {})}
-        one = len(described) == 1
-        overall = described[self.args.temperatures[0]] if one else {"rows_done": len(records)}
-        if summarize and not one:
-            overall |= summarize(records)
+        records, temperatures = self.in_order(), self.args.temperatures
+
+        def describe(rows: list[dict]) -> dict:
+            return {"rows_done": len(rows), **(summarize(rows) if summarize else {})}
+
+        summaries: dict[float | None, dict] = {
+            temperature: describe([record for record in records if record["temperature"] == temperature])
+            for temperature in temperatures
+        }
+        summaries[None] = summaries[temperatures[0]] if len(temperatures) == 1 else describe(records)
         timing = {} if metrics_start is None else self._timing(records, time.monotonic() - metrics_start)
-
-        files = []
-        for temperature, summary in described.items():
-            rows = [record for record in records if record["temperature"] == temperature]
-            path = self.folder / f"results_temp_{temperature}_{self.stamp}.json"
-            write_results(path, self._document(status, temperature, summary | {"timing": timing}, rows))
-            files.append({"temperature": temperature, "file": path.name, "summary": summary})
-        path = self.folder / f"summary_{self.stamp}.json"
-        content = self._document(status, None, overall | {"timing": timing}, files)
-        write_json(path, content)
-        self._last_write = time.monotonic()
-        self._write_cost_s = self._last_write - start
-        return path, content
-
-    def _document(self, status: str, temperature: float | None, summary: dict, results: list[dict]) -> dict:
-        return document(
-            script=self.script,
-            status=status,
-            temperature=temperature,
-            started=self._journal.header["started"],
-            config=self.config,
-            environment=self.environment,
-            summary=summary,
-            results=results,
-        )
+        summaries = {where: summary | {"timing": timing} for where, summary in summaries.items()}
+        return self._files.write(status, records, summaries)
 
     def _timing(self, records: Sequence[dict], metrics_s: float) -> dict:
         """Seconds and tokens per second, earlier attempts' generation included, of the slowest process."""
