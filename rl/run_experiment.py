@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cot.utils.cli import COT_PROMPT, Distinct, OneLineParser, add_engine_flags, flags_of, number
+from cot.utils.cli import COT_PROMPT, Distinct, OneLineParser, flags_of, number
 from cot.utils.errors import EXIT_UNEXPECTED, UserError, script_frame
 from cot.utils.files import write_answers
 from cot.utils.model_names import BASE
 from cot.utils.paths import DATA_DIR, writable_dir
 from cot.utils.processes import refuse_launcher
+from cot.utils.run_flags import add_engine_flags
 from rl.settings import GENERATED, PRESETS
 
 if TYPE_CHECKING:
@@ -259,17 +260,17 @@ def run(args: argparse.Namespace) -> int:
         summarize,
     )
 
-    # who is asked what, and the policies that answer
+    # the policies that answer, and who is asked what
     refuse_launcher(Path(__file__).name)
     folder, base = writable_dir(args.output_dir), resolve_model(args.model_name)
     models = {(BASE, 0): base}
     if args.supervised:
         models["supervised", 0] = resolve_model(args.supervised)
     engine, cpu = settle_engine(args, list(models.values())), PRESETS["cpu"]
+    folders = train_arms(args, {"model_revision": base.revision})
     held_out = hold_out(
         pick_chapters(cpu["chapters"]), args.split, args.exercises_per_chapter, args.memory_level
     )
-    folders = train_arms(args, {"model_revision": base.revision})
 
     # a policy's name holds its weights' revision: an arm that was trained again is another policy
     models |= {training: resolve_model(str(path / "model")) for training, path in folders.items()}

@@ -1,6 +1,8 @@
 """Fixtures that several test modules share: tiny random models built from a config, and two real ones."""
 
 import contextlib
+import functools
+import gc
 import importlib.util
 import io
 import json
@@ -20,7 +22,6 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: two busy processes on two cores
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-EXIT_OF_A_DEFECT = 70  # of a forked script that raised
 CANARY = "hf_canary9b1c"  # a secret that must not come out again
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": CANARY}
 LINES = ["Ann has 3 apples and buys 4 more.", "How many apples has she now?", "3 + 4 = 7", "#### 7"]
@@ -128,8 +129,18 @@ def run_python(code: str, *arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=REPO_ROOT, capture_output=True, text=True)
 
 
+def load_scorers_once() -> None:
+    """All sweeps of this process share one embedder and one spaCy pipeline: to load them takes a second."""
+    from cot.utils import sweeps
+
+    if not hasattr(sweeps.load_scorers, "cache_info"):
+        sweeps.load_scorers = functools.cache(sweeps.load_scorers)
+        gc.freeze()  # what is imported stays: runs that free a model need not look through it
+
+
 def run_here(main, *flags) -> tuple[int, str, str]:
     """A script in this process, which has imported the libraries already: (exit code, stdout, stderr)."""
+    load_scorers_once()
     handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
     hook = sys.excepthook
     out, err = io.StringIO(), io.StringIO()
@@ -143,19 +154,39 @@ def run_here(main, *flags) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def fork_here(main, *flags) -> int:
+def fork_here(main, *flags, said: Path | None = None, before=lambda: None) -> int:
     """The process id of a script that runs beside this process, which has imported the libraries already.
 
-    What it prints is lost. `os.waitpid` gives how it ended; `kill` ends it as it ends any process.
+    It ends as a script does, by an exception, too; `wait_for_exit` gives how. `kill` ends it as any process.
+
+    Args:
+        said: a file for all that it prints; without, it is lost.
+        before: called in the new process.
     """
+    load_scorers_once()
     if process := os.fork():
         return process
-    code = EXIT_OF_A_DEFECT
+    code = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # not this process's own
-        code, _, _ = run_here(main, *flags)
+        with Path(said or os.devnull).open("w", buffering=1) as file:
+            sys.stdout = sys.stderr = file
+            sys.argv = [sys.modules[main.__module__].__file__, *map(str, flags)]
+            for signum in SIGNALS:
+                signal.signal(signum, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            before()
+            try:
+                code = main(sys.argv[1:])
+            finally:
+                if sys.exc_info()[0]:
+                    sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
+
+
+def wait_for_exit(process: int) -> int:
+    """A forked script's exit code, below 0 for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def read_strictly(path: Path):
@@ -187,17 +218,6 @@ def without_times(document: dict) -> dict:
         return [strip(item) for item in value] if isinstance(value, list) else value
 
     return strip(document)
-
-
-def wait_for_batches(process, folder: Path, count: int) -> None:
-    """Returns when a run's journal below the folder has more than `count` lines."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(path.read_bytes().count(b"\n") > count for path in folder.rglob("journal_*.jsonl")):
-            return
-        time.sleep(0.02)
-    process.kill()
-    pytest.fail(f"no {count} batches in time: {process.communicate()}")
 
 
 def wait_for_lines(folder: Path, count: int) -> None:
@@ -316,7 +336,11 @@ def planted_record(
         "error": None,
     }
     if student:
+        from cot.utils.fidelity import met_checks
+
+        text = changes.get("generated_text", record["generated_text"])
         record |= {"student_id": student, "memory_arm": arm, "moment": 0, "mastery": 0.5}
+        record |= {"checks_met": met_checks(text)}
         record |= {"fidelity": 0.5, "support": "guided", "support_fit": 1.0, "copying": 0.0}
         record |= {"names_student": False}
         record |= {"retrieved_memories": []}

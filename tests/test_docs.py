@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import only, read_strictly, run_here
+from conftest import read_strictly, run_here
 
 from cot.utils.cli import COT_PROMPT
 from cot.utils.paths import REPO_ROOT
@@ -172,74 +172,6 @@ def test_every_relative_link_leads_to_a_file_and_its_heading(readme):
             headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
             slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
             assert anchor in slugs, link
-
-
-# --- the files of training, the experiment and the evaluation
-
-
-@pytest.fixture(scope="module")
-def experiment(tiny_tutor, tmp_path_factory) -> Path:
-    """An experiment of one training of one step, in the folder `ipo_0`."""
-    folder = tmp_path_factory.mktemp("experiment")
-    flags = ["--model_name", tiny_tutor, "--output_dir", folder, "--split", "test"]
-    flags += ["--arms", "ipo", "--seeds", 0, "--max_steps", 1, "--exercises_per_chapter", 1]
-    module = importlib.import_module("rl.run_experiment")
-    code, _, stderr = run_here(module.main, *flags)
-    assert code == 0, stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evaluation(experiment) -> Path:
-    """The results of an evaluation of that training and its base."""
-    flags = ["--trained", experiment / "ipo_0", "--students", "generated:3", "--device", "cpu"]
-    flags += ["--chapters", "addition", "--exercises_per_chapter", 2, "--practice", 1]
-    flags += ["--max_new_tokens", 24, "--output_dir", experiment]
-    module = importlib.import_module("evaluate_rl")
-    code, _, stderr = run_here(module.main, *flags)
-    assert code == 0, stderr
-    return experiment / "evaluation"
-
-
-@pytest.mark.slow
-def test_every_key_and_file_of_a_training_run_is_documented(experiment):
-    run = experiment / "ipo_0"
-    found = read_strictly(run / "run.json")
-    assert found.pop("environment") and found["config"].pop("model")  # as in a sweep's files
-    lines = [*(run / "metrics.jsonl").read_text().splitlines()]
-    lines += (run / "completions.jsonl").read_text().splitlines()
-    found = [found, *map(json.loads, lines), read_strictly(run / "eval_base.json")]
-    assert undocumented(found, section_of("rl/train_rl_memory.py")) == []
-
-    files = {re.sub(r"-\d+$", "-<N>", path.name) for path in run.iterdir()}
-    text = section_of("rl/train_rl_memory.py") + section_of("rl/run_experiment.py")
-    assert not [name for name in files if f"`{name}" not in text]
-
-
-@pytest.mark.slow
-def test_every_key_of_an_experiment_is_documented(experiment):
-    sections = section_of("rl/run_experiment.py"), section_of("evaluate_rl.py"), read("cot")
-    for pattern in ("results_temp_0.0_*.json", "summary_*.json", "closed_loop/summary_*.json"):
-        (path,) = experiment.glob(pattern)
-        assert undocumented(read_strictly(path), *sections) == []
-
-
-@pytest.mark.slow
-def test_every_key_of_an_evaluation_is_documented(evaluation):
-    for pattern in ("results_temp_*.json", "summary_*.json"):
-        found = read_strictly(only(evaluation, pattern))
-        for policy in found["config"]["policies"]:
-            policy.pop("reward_weights")  # its keys are the reward's parts
-        assert undocumented(found, section_of("evaluate_rl.py"), read("cot")) == []
-
-
-@pytest.mark.slow
-@needs_jq
-def test_the_jq_lines_of_the_evaluation_run(evaluation):
-    (block,) = blocks(read("rl"), "jq")
-    verdicts, tables = run_lines(block.strip().split("\n"), evaluation)
-    assert "Does memory help at inference? base: undecided" in verdicts
-    assert list(json.loads(tables)) == ["base", "ipo"]
 
 
 # --- the files of real students

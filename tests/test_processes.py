@@ -9,7 +9,17 @@ import sys
 import time
 
 import pytest
-from conftest import ENVIRONMENT, REPO_ROOT, long_context, only, read_strictly, run_here, without_times
+from conftest import (
+    ENVIRONMENT,
+    REPO_ROOT,
+    fork_here,
+    long_context,
+    only,
+    read_strictly,
+    run_here,
+    wait_for_exit,
+    without_times,
+)
 
 import evaluate_rl
 from cot import run_baseline_cot, run_baseline_faiss
@@ -25,14 +35,21 @@ SMALL = ["--dataset", "textbook", "--device", "cpu", "--batch_size", "2", "--cot
 
 @pytest.fixture
 def be_process(monkeypatch):
-    """Makes this process the one of that number of a launch of two, as a launcher does."""
+    """Makes this process the one of that number of a launch of two, as a launcher does; None of no launch."""
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    for name, value in (told | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
-        monkeypatch.setenv(name, value)
-    yield lambda rank: monkeypatch.setenv("RANK", str(rank))
+    told |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def become(rank: int | None) -> None:
+        for name, value in (told | {"RANK": str(rank)}).items():
+            if rank is None:
+                monkeypatch.delenv(name)
+            else:
+                monkeypatch.setenv(name, value)
+
+    yield become
     del store
 
 
@@ -163,17 +180,20 @@ def test_a_process_that_is_not_there_is_replaced_and_one_that_comes_late_has_not
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(tiny_folder, tmp_path):
+def test_two_processes_give_what_one_gives(be_process, tiny_folder, tmp_path):
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = [*SMALL, "--model_name", model, "--subset_size", "3", "--temperatures", "0.0", "0.6"]
     flags += ["--students", "S003", "S005", "--memory", "own", "none", "--max_new_tokens", "24"]
     flags += ["--memory_tokens", "60", "--output_dir"]
-    launch = launch_two("cot/run_baseline_faiss.py", *flags, tmp_path / "two")
+    said, processes = [tmp_path / f"said_{rank}.txt" for rank in (0, 1)], []
+    for rank, file in enumerate(said):
+        be_process(rank)
+        processes.append(fork_here(run_baseline_faiss.main, *flags, tmp_path / "two", said=file))
+    be_process(None)
     code, _, stderr = run_here(run_baseline_faiss.main, *flags, tmp_path / "one")
     assert code == 0, stderr
-    stdout, stderr = launch.communicate(timeout=240)
-    assert launch.returncode == 0, stderr
-    assert stdout.count("device:") == 1  # one of them speaks
+    assert [wait_for_exit(process) for process in processes] == [0, 0], said[0].read_text()
+    assert [file.read_text().count("device:") for file in said] == [1, 0]  # one of them speaks
 
     assert answers(tmp_path / "two") == answers(tmp_path / "one")
     # float32 sums of a row differ in the last digit with the rows that it is batched with

@@ -7,8 +7,6 @@ import random
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -16,7 +14,6 @@ from pathlib import Path
 import pytest
 from conftest import (
     CANARY,
-    ENVIRONMENT,
     FIRST_KEYS,
     edit_journal,
     fork_here,
@@ -25,8 +22,7 @@ from conftest import (
     read_strictly,
     run_here,
     run_script,
-    start_script,
-    wait_for_batches,
+    wait_for_exit,
     wait_for_lines,
     without_times,
 )
@@ -34,7 +30,7 @@ from test_docs import blocks, needs_jq, read, run_lines, undocumented
 
 from cot import run_baseline_cot, run_baseline_faiss
 from cot.utils.fidelity import EXPLANATION_STYLES
-from cot.utils.paths import PROFILES_DIR, REPO_ROOT
+from cot.utils.paths import PROFILES_DIR
 from rl import simulate_students
 
 SMALL = ["--dataset", "textbook", "--device", "cpu", "--max_new_tokens", "24", "--cot_prompt", "Solve."]
@@ -186,7 +182,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
 # ---- crashes
 
 
-def wait_to_its_end(process: int, folder: Path) -> int:
+def read_to_its_end(process: int, folder: Path) -> int:
     """A forked script's exit code, below 0 for a signal; until then each result file is strict JSON."""
     while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0):
         for path in folder.rglob("results_*.json"):
@@ -212,7 +208,7 @@ def test_a_sweep_killed_at_random_moments_continues_to_what_an_uninterrupted_one
         wait_for_lines(folder, lines)
         time.sleep(rng.uniform(0, 0.05))
         os.kill(process, signum)
-        ended.append((wait_to_its_end(process, folder), codes[signum]))
+        ended.append((read_to_its_end(process, folder), codes[signum]))
         lines = only(folder, "journal_*.jsonl").read_bytes().count(b"\n")
     assert all(code == expected for code, expected in ended), ended
 
@@ -228,22 +224,10 @@ def test_a_sweep_killed_at_random_moments_continues_to_what_an_uninterrupted_one
     assert len(keys) == len(set(keys)) == 60
 
 
-DYING = """
-import runpy, sys
-from transformers import LlamaForCausalLM
-forward, calls = LlamaForCausalLM.forward, iter(range(30))
-def forward_for_a_while(self, *args, **options):
-    if next(calls, None) is None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    return forward(self, *args, **options)
-LlamaForCausalLM.forward = forward_for_a_while
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.mark.slow
 def test_what_an_engine_that_dies_or_ends_early_has_answered_is_kept(tiny_long, tmp_path, monkeypatch):
+    from transformers import LlamaForCausalLM
+
     from cot.utils.engine import TransformersEngine
 
     flags = [*SMALL, "--model_name", tiny_long, "--subset_size", "12", "--temperatures", "0.6"]
@@ -252,11 +236,19 @@ def test_what_an_engine_that_dies_or_ends_early_has_answered_is_kept(tiny_long, 
     flags += ["--output_dir", tmp_path / "out"]
 
     # 30 calls of the model: two batches of 12 tokens, and a part of the third
-    command = [sys.executable, "-c", DYING, str(REPO_ROOT / "cot/run_baseline_cot.py"), *map(str, flags)]
-    died = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert died.returncode == 1
-    said = r"error: unexpected RuntimeError: CUDA error: an .*; continue with: python \S+cot\.py .*\n"
-    assert re.fullmatch(said, died.stderr)
+    forward, calls = LlamaForCausalLM.forward, iter(range(30))
+
+    def forward_for_a_while(self, *args, **options):
+        if next(calls, None) is None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return forward(self, *args, **options)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(LlamaForCausalLM, "forward", forward_for_a_while)
+        died = fork_here(run_baseline_cot.main, *flags, said=tmp_path / "said.txt")
+        assert wait_for_exit(died) == 1
+    said = r"error: unexpected RuntimeError: CUDA error: an .*; continue with: python \S+cot\.py .*\n\Z"
+    assert re.search(said, (tmp_path / "said.txt").read_text())
     found = read_strictly(only(tmp_path / "out", "results_*.json"))
     assert (found["status"], found["summary"]["rows_done"], len(found["results"])) == ("error", 4, 4)
 
@@ -317,20 +309,18 @@ def read_cancelled(folder) -> None:
 
 @pytest.mark.slow
 def test_signals_flush_and_leave_with_their_exit_code(tiny_long, tmp_path):
-    flags = [*LONG, "--model_name", tiny_long]
-    processes = {
-        signum: start_script("cot/run_baseline_cot.py", *flags, "--output_dir", tmp_path / signum.name)
-        for signum in (signal.SIGTERM, signal.SIGINT)
-    }
-    for signum, process in processes.items():
-        wait_for_batches(process, tmp_path / signum.name, 2)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        folder, said = tmp_path / signum.name, tmp_path / f"{signum.name}.txt"
+        flags = [*LONG, "--model_name", tiny_long, "--output_dir", folder]
+        process = fork_here(run_baseline_cot.main, *flags, said=said)
+        wait_for_lines(folder, 3)
         asked = time.monotonic()
-        process.send_signal(signum)
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 128 + signum and time.monotonic() - asked < 10
-        assert "Traceback" not in stderr
-        assert "continue with: python" in stderr and "run_baseline_cot.py" in stderr
-        read_cancelled(tmp_path / signum.name)
+        os.kill(process, signum)
+        assert wait_for_exit(process) == 128 + signum and time.monotonic() - asked < 10
+        printed = said.read_text()
+        assert "Traceback" not in printed
+        assert "continue with: python" in printed and "run_baseline_cot.py" in printed
+        read_cancelled(folder)
 
 
 @pytest.mark.slow
@@ -338,17 +328,17 @@ def test_a_closed_terminal_leaves_the_results(tiny_long, tmp_path):
     master, slave = os.openpty()
 
     def take_terminal():
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+        os.close(master)
         os.login_tty(slave)
 
     flags = [*LONG, "--model_name", tiny_long, "--output_dir", tmp_path]
-    process = start_script("cot/run_baseline_cot.py", *flags, before=take_terminal)
+    terminal = Path(os.ttyname(slave))
+    process = fork_here(run_baseline_cot.main, *flags, said=terminal, before=take_terminal)
     os.close(slave)
     while not any(path.read_bytes().count(b"\n") > 3 for path in tmp_path.rglob("journal_*.jsonl")):
         os.read(master, 4096)
     os.close(master)  # as SSH does that drops: a signal, and every print fails from now on
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGHUP
+    assert wait_for_exit(process) == 128 + signal.SIGHUP
     read_cancelled(tmp_path)
 
 
@@ -378,21 +368,21 @@ def test_a_full_disk_leaves_readable_files_and_the_same_command_finishes(tiny_lo
         resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails as it does on a full disk
 
-    full = run_script("cot/run_baseline_cot.py", *flags, before=small_files)
-    assert full.returncode == 1, full.stderr_text
-    said = r"error: \S+/tiny/\w\S+\.jsonl?: File too large; continue with: python .*\n"
-    assert re.fullmatch(said, full.stderr_text)
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    full = fork_here(run_baseline_cot.main, *flags, said=tmp_path / "said.txt", before=small_files)
+    assert wait_for_exit(full) == 1
+    printed = (tmp_path / "said.txt").read_text()
+    said = r"error: \S+/tiny/\w\S+\.jsonl?: File too large; continue with: python .*\n\Z"
+    assert re.search(said, printed), printed
     for path in tmp_path.rglob("results_*.json"):
         read_strictly(path)
-    monkeypatch.setenv("HF_TOKEN", CANARY)  # as it was in the other process
     stdout = sweep(run_baseline_cot.main, tmp_path, *flags)
     assert "continuing" in stdout
     assert read_strictly(only(tmp_path, "results_*.json"))["summary"]["n"] == 12
 
     # a token in the environment of both runs is in nothing that they said or wrote
-    said = full.stdout_text + full.stderr_text + stdout
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(written) >= 6 and not any(CANARY.encode() in text for text in [said.encode(), *written])
+    assert len(written) >= 7 and not any(CANARY.encode() in text for text in [stdout.encode(), *written])
 
 
 # ---- failed answers
@@ -527,8 +517,8 @@ def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrup
 @pytest.mark.slow
 @pytest.mark.parametrize("further", [["--min_p", "0.9"], ["--attn_implementation", "eager"]])
 def test_another_filter_or_attention_is_another_run(interrupted, further):
-    code, stdout, stderr = run_here(run_baseline_faiss.main, *interrupted[0], *further)
-    assert code == 0 and "continuing" not in stdout, stderr
+    flags, folder, _, _ = interrupted
+    assert "continuing" not in sweep(run_baseline_faiss.main, folder, *flags, *further)
 
 
 @pytest.mark.slow

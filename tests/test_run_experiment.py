@@ -1,12 +1,15 @@
-"""The experiment: what each arm is trained with, and a whole small run that grows and is trained again."""
+"""The experiment: what each arm is trained with, a whole small run that grows, and what READMEs say of it."""
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
-from conftest import CHATML, IM, plant_policy
+from conftest import CHATML, IM, only, plant_policy, read_lines, read_strictly, run_here
+from test_docs import blocks, needs_jq, read, run_lines, section_of, undocumented
 
+import evaluate_rl
 from rl.run_experiment import ARMS, build_parser, main, training_flags
 from rl.settings import fill_preset
 from rl.train_rl_memory import parse_args
@@ -78,53 +81,126 @@ def says(folder: Path, digit: str) -> Path:
     return plant_policy(folder, after, CHATML, IM)
 
 
-def texts_of(folder: Path, arm: str) -> list[str]:
-    return [record["generated_text"] for record in answers_of(folder) if record["arm"] == arm]
+STUDENTS = 12  # of each population, in the place of 60
+SMALL = ["--seeds", "0", "--split", "test", "--max_steps", "1", "--exercises_per_chapter", "1"]
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory) -> Path:
+    """An experiment of one training of one step, in the folder `ipo_0`."""
+    folder = tmp_path_factory.mktemp("experiment")
+    flags = ["--model_name", says(folder / "says_1", "1"), "--output_dir", folder, *SMALL, "--arms", "ipo"]
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr("rl.conditions.STUDENTS", STUDENTS)
+        code, stdout, stderr = run_here(main, *flags)
+        assert code == 0, stderr
+        assert Path(stdout.splitlines()[-1]).parent == folder
+        yield folder
 
 
 @pytest.mark.slow
-def test_a_small_experiment_from_beginning_to_end_and_again(tmp_path, capsys):
-    base, other = (says(tmp_path / f"says_{digit}", digit) for digit in "12")
-    flags = ["--model_name", base, "--output_dir", tmp_path, "--seeds", "0", "--split", "test"]
-    flags += ["--max_steps", "1", "--exercises_per_chapter", "1"]
-    flags = [*map(str, flags)]
-    assert main([*flags, "--arms", "random_reward"]) == 0
-    summary = Path(capsys.readouterr().out.splitlines()[-1])
-    assert summary.parent == tmp_path
-
+def test_an_experiment_trains_asks_and_reports(experiment):
     # 5 exercises for 3 students each, with their memory and without, greedy and not; the base is told, too
+    (summary,) = experiment.glob("summary_*.json")
     table = table_of(summary)
     common = {(arm, temperature, 0) for arm in ("own", "none") for temperature in (0.0, 1.0)}
-    expected = {(arm, *where) for arm in ("base", "random_reward") for where in common}
-    assert set(table) == expected | {("base", "instructed", 0.0, 0)}
-    assert table["random_reward", "own", 0.0, 0]["accuracy"]["n"] == 15
-    assert len(answers_of(tmp_path)) == 15 * len(table)
-    assert {"arm", "seed", "memory_arm", "moment", "generated_text"} <= set(answers_of(tmp_path)[0])
-    run = json.loads((tmp_path / "random_reward_0" / "run.json").read_text())
-    assert run["config"]["memory"] == "own" and run["config"]["weights"] == {"coin": 1.0}
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("curves.png", "evidence.png"))
-    report = (tmp_path / "experiment.md").read_text()
-    assert "| random_reward | 15 |" in report and "| oracle | 60 |" in report
-
-    # another arm: what is there is neither trained nor answered again
-    trained = (tmp_path / "random_reward_0" / "run.json").stat().st_mtime_ns
-    assert main([*flags, "--arms", "random_reward", "ipo"]) == 0
-    assert (tmp_path / "random_reward_0" / "run.json").stat().st_mtime_ns == trained
-    table = table_of(Path(capsys.readouterr().out.splitlines()[-1]))
+    assert {key for key in table if key[0] == "base"} == {
+        ("base", *where) for where in {*common, ("instructed", 0.0, 0)}
+    }
+    assert common <= {key[1:] for key in table if key[0] == "ipo"}
+    assert table["ipo", "own", 0.0, 0]["accuracy"]["n"] == 15
     evidence = {key[1] for key in table if key[0] == "ipo" and key[1].startswith("after_")}
     assert evidence == {f"after_{count}" for count in (0, 2, 5, 10, 20, 40)}
-    assert [r for r in answers_of(tmp_path) if r["arm"] == "random_reward"]
+    assert {"arm", "seed", "memory_arm", "moment", "generated_text"} <= set(answers_of(experiment)[0])
 
-    # an arm that was trained again is answered again, and its old answers are in no table
-    before, beside = texts_of(tmp_path, "random_reward"), texts_of(tmp_path, "ipo")
-    weights = tmp_path / "random_reward_0" / "model" / "model.safetensors"
-    weights.write_bytes((other / "model.safetensors").read_bytes())
-    assert main([*flags, "--arms", "random_reward", "ipo"]) == 0
-    after = texts_of(tmp_path, "random_reward")
-    assert (len(after), set("".join(before)), set("".join(after))) == (len(before), {"1"}, {"2"})
-    assert texts_of(tmp_path, "ipo") == beside
+    assert all((experiment / name).stat().st_size > 10_000 for name in ("curves.png", "evidence.png"))
+    report = (experiment / "experiment.md").read_text()
+    assert "| ipo | 15 |" in report and f"| oracle | {STUDENTS} |" in report
 
-    # a training with other settings is not taken for this one's
-    capsys.readouterr()
-    assert main([*flags, "--arms", "ipo", "--max_steps", "2"]) == 2
-    assert "--max_steps 2: the checkpoint was made with 1" in capsys.readouterr().err
+
+@pytest.mark.slow
+def test_every_key_and_file_of_a_training_run_is_documented(experiment):
+    run = experiment / "ipo_0"
+    found = read_strictly(run / "run.json")
+    assert found.pop("environment") and found["config"].pop("model")  # as in a sweep's files
+    lines = read_lines(run / "metrics.jsonl") + read_lines(run / "completions.jsonl")
+    found = [found, *lines, read_strictly(run / "eval_base.json")]
+    assert undocumented(found, section_of("rl/train_rl_memory.py")) == []
+
+    files = {re.sub(r"-\d+$", "-<N>", path.name) for path in run.iterdir()}
+    text = section_of("rl/train_rl_memory.py") + section_of("rl/run_experiment.py")
+    assert not [name for name in files if f"`{name}" not in text]
+
+
+@pytest.mark.slow
+def test_every_key_of_an_experiment_is_documented(experiment):
+    sections = section_of("rl/run_experiment.py"), section_of("evaluate_rl.py"), read("cot")
+    for pattern in ("results_temp_0.0_*.json", "summary_*.json", "closed_loop/summary_*.json"):
+        (path,) = experiment.glob(pattern)
+        assert undocumented(read_strictly(path), *sections) == []
+
+
+@pytest.fixture(scope="module")
+def evaluation(experiment) -> Path:
+    """The results of an evaluation of that training and its base."""
+    flags = ["--trained", experiment / "ipo_0", "--students", "generated:3", "--device", "cpu"]
+    flags += ["--chapters", "addition", "--exercises_per_chapter", 2, "--practice", 1]
+    flags += ["--max_new_tokens", 24, "--output_dir", experiment]
+    code, _, stderr = run_here(evaluate_rl.main, *flags)
+    assert code == 0, stderr
+    return experiment / "evaluation"
+
+
+@pytest.mark.slow
+def test_every_key_of_an_evaluation_is_documented(evaluation):
+    for pattern in ("results_temp_*.json", "summary_*.json"):
+        found = read_strictly(only(evaluation, pattern))
+        for policy in found["config"]["policies"]:
+            policy.pop("reward_weights")  # its keys are the reward's parts
+        assert undocumented(found, section_of("evaluate_rl.py"), read("cot")) == []
+
+
+@pytest.mark.slow
+@needs_jq
+def test_the_jq_lines_of_the_evaluation_run(evaluation):
+    (block,) = blocks(read("rl"), "jq")
+    verdicts, tables = run_lines(block.strip().split("\n"), evaluation)
+    assert "Does memory help at inference? base: undecided" in verdicts
+    assert list(json.loads(tables)) == ["base", "ipo"]
+
+
+@pytest.mark.slow
+def test_an_arm_more_is_added_and_what_was_trained_again_is_answered_again(experiment, tmp_path):
+    before, weights = answers_of(experiment), experiment / "ipo_0" / "model" / "model.safetensors"
+    trained, kept = (experiment / "ipo_0" / "run.json").stat().st_mtime_ns, weights.read_bytes()
+    flags = ["--model_name", experiment / "says_1", "--output_dir", experiment, *SMALL]
+    weights.write_bytes((says(tmp_path / "says_2", "2") / "model.safetensors").read_bytes())
+    code, stdout, stderr = run_here(main, *flags, "--arms", "random_reward", "ipo")
+    assert code == 0, stderr
+    weights.write_bytes(kept)
+
+    assert (experiment / "ipo_0" / "run.json").stat().st_mtime_ns == trained
+    run = read_strictly(experiment / "random_reward_0" / "run.json")
+    assert run["config"]["memory"] == "own" and run["config"]["weights"] == {"coin": 1.0}
+    table = table_of(Path(stdout.splitlines()[-1]))
+    assert table["random_reward", "own", 0.0, 0]["accuracy"]["n"] == 15
+
+    # the old answers of `ipo` are in no table, and the base is not asked again
+    after = answers_of(experiment)
+    texts = {
+        arm: [
+            [record["generated_text"] for record in found if record["arm"] == arm]
+            for found in (before, after)
+        ]
+        for arm in ("ipo", "base")
+    }
+    assert [set("".join(found)) for found in texts["ipo"]] == [{"1"}, {"2"}]
+    assert len(texts["ipo"][0]) == len(texts["ipo"][1]) and texts["base"][0] == texts["base"][1]
+    assert f"{len(after) - len(texts['base'][1])} of {len(after)} rows left" in stdout
+
+
+@pytest.mark.slow
+def test_a_training_with_other_settings_is_not_taken_for_this_ones(experiment):
+    flags = ["--model_name", experiment / "says_1", "--output_dir", experiment, *SMALL]
+    code, _, stderr = run_here(main, *flags, "--arms", "ipo", "--max_steps", "2")
+    assert code == 2 and "--max_steps 2: the checkpoint was made with 1" in stderr

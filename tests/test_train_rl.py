@@ -9,21 +9,22 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT, REPO_ROOT, read_lines, read_strictly, run_here, start_script
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import ENVIRONMENT, REPO_ROOT, fork_here, read_lines, read_strictly, run_here, wait_for_exit
 from transformers import AutoTokenizer
 
 from cot.utils.errors import UserError
 from cot.utils.models import load_model
 from cot.utils.paths import PROFILES_DIR
-from rl.cohorts import load_arms
 from rl.moments import plan_prompts
 from rl.rewards import TUTOR_WEIGHTS
 from rl.runs import COMPLETE, checkpoints, is_complete, step_of
 from rl.settings import fill_preset
-from rl.splits import pick_moments
+from rl.splits import load_data
 from rl.train_rl_memory import IDENTITY, build_data, main, parse_args
 
 SCRIPT = "rl/train_rl_memory.py"
@@ -90,11 +91,10 @@ def prompts_seen(folder: Path, *also: str) -> list[tuple]:
     return [tuple(line[key] for key in keys) for line in read_lines(folder / "completions.jsonl")]
 
 
-def wait_for(path: Path, lines: int, process: subprocess.Popen | None = None) -> None:
-    """Returns when the file has so many lines; fails when the process that writes it ends before."""
+def wait_for(path: Path, lines: int) -> None:
+    """Returns when the file has so many lines."""
     deadline = time.monotonic() + 180
     while not path.exists() or path.read_text().count("\n") < lines:
-        assert process is None or process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -161,11 +161,10 @@ def test_mixed_arms_show_and_pay_what_they_say(finished):
 def test_a_control_shows_its_memory_alone_and_anothers_is_paid_for_fit(flags, tiny_tutor, memory):
     args = parse_args(flags(memory=memory, max_steps=4))
     fill_preset(args)
-    arms = load_arms(args)
-    moments, _, _ = pick_moments(args, arms)
+    data = load_data(args)
     shape, room = plan_prompts(args, context=None)
     tokenizer = AutoTokenizer.from_pretrained(tiny_tutor)
-    rows, dropped = build_data(args, tokenizer, arms, moments, shape, room, prompt_format=None)
+    rows, dropped = build_data(args, tokenizer, data, shape, room, prompt_format=None)
     assert (len(rows), dropped, {row["memory_arm"] for row in rows}) == (8, 0, {memory})
     for row in rows:
         assert f"Student {row['student_id']}," not in row["prompt"]
@@ -204,22 +203,22 @@ def test_what_decides_a_run_is_refused_by_name_when_it_changes(finished, flags, 
         assert code == 2 and message in error and error.count("\n") == 1
 
 
-def kill_while_a_checkpoint_is_written(process: subprocess.Popen, folder: Path) -> Path:
+def kill_while_a_checkpoint_is_written(process: int, folder: Path) -> Path:
     """Kills a training from the second checkpoint on, as soon as one of its files is there; that checkpoint.
 
     The process is halted first: what it has finished before it is looked at does not count.
     """
-    while process.poll() is None:
+    while os.waitpid(process, os.WNOHANG) == (0, 0):
         newest = max(checkpoints(folder), key=step_of, default=None)
         if newest and step_of(newest) > 2 and any(newest.iterdir()) and not (newest / COMPLETE).exists():
-            process.send_signal(signal.SIGSTOP)
+            os.kill(process, signal.SIGSTOP)
             if not (newest / COMPLETE).exists():
-                process.kill()
-                process.communicate()
+                os.kill(process, signal.SIGKILL)
+                assert wait_for_exit(process) == -signal.SIGKILL
                 return newest
-            process.send_signal(signal.SIGCONT)
+            os.kill(process, signal.SIGCONT)
         time.sleep(0.001)
-    pytest.fail(f"ended before it could be killed: {process.communicate()}")
+    pytest.fail("ended before it could be killed")
 
 
 @pytest.mark.slow
@@ -228,7 +227,7 @@ def test_killed_while_a_checkpoint_is_written_and_resumed_sees_the_prompts_of_a_
     options = {"max_steps": 12, "save_steps": 2}
     assert train(*flags(output_dir=straight, **options)) == 0
 
-    process = start_script(SCRIPT, *flags(output_dir=killed, **options))
+    process = fork_here(main, *flags(output_dir=killed, **options))
     half = kill_while_a_checkpoint_is_written(process, killed)
     assert not is_complete(half) and step_of(half) in range(4, 13, 2)
 
@@ -288,21 +287,27 @@ def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch)
     assert code == 1 and "try --per_device_train_batch_size 4" in error
 
 
-def launch(launcher: list[str], *argv) -> None:
-    """The training script under a launcher, to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(REPO_ROOT / SCRIPT), *argv],
-        env=ENVIRONMENT | {"PYTHONPATH": str(REPO_ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.slow
 def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, flags, tmp_path):
-    launch(["torch.distributed.run", "--nproc_per_node", "2"], *flags(output_dir=tmp_path, **MIXED))
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    told |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def be_process(rank: int) -> None:
+        os.environ.update(told | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for state in (AcceleratorState, GradientState, PartialState):  # of this test's own process
+            state._shared_state.clear()
+
+    said = [tmp_path.with_name(f"said_{rank}.txt") for rank in (0, 1)]
+    processes = [
+        fork_here(
+            main, *flags(output_dir=tmp_path, **MIXED), said=said[rank], before=partial(be_process, rank)
+        )
+        for rank in (0, 1)
+    ]
+    assert [wait_for_exit(process) for process in processes] == [0, 0], said[0].read_text()[-3000:]
     assert prompts_seen(tmp_path) == prompts_seen(finished)  # both processes' groups, in order
     one, two = ([line["step"] for line in read_lines(run / "metrics.jsonl")] for run in (finished, tmp_path))
     assert one == two
@@ -317,14 +322,18 @@ def test_sharded_weights_learn_from_the_same_prompts_and_are_saved_whole(finishe
     from safetensors.torch import load_file
 
     launcher = ["accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
-    launcher += [
-        "--fsdp_auto_wrap_policy",
-        "TRANSFORMER_BASED_WRAP",
-        "--fsdp_cpu_ram_efficient_loading",
-        "false",
-    ]
+    launcher += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+    launcher += ["--fsdp_cpu_ram_efficient_loading", "false"]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch(launcher, *flags(output_dir=tmp_path, **MIXED | {"beta": 0.1}))
+    argv = flags(output_dir=tmp_path, **MIXED | {"beta": 0.1})
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(REPO_ROOT / SCRIPT), *argv],
+        env=ENVIRONMENT | {"PYTHONPATH": str(REPO_ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     assert prompts_seen(tmp_path) == prompts_seen(finished)
     first, second, *_ = (line for line in read_lines(tmp_path / "metrics.jsonl") if "loss" in line)
     assert first["kl"] == 0 and second["kl"] > 0
@@ -350,7 +359,7 @@ def test_a_reference_policy_that_sharding_would_spoil_is_refused(
 ):
     from trl import GRPOConfig
 
-    from rl.trainer import check_sharding
+    from rl.trainer import settle_devices
 
     config = GRPOConfig(use_cpu=True, bf16=False, beta=beta)
     for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
@@ -361,7 +370,7 @@ def test_a_reference_policy_that_sharding_would_spoil_is_refused(
         if refused
         else nullcontext()
     ):
-        check_sharding(config, use_peft)
+        settle_devices(config, use_peft)
 
 
 def test_a_steps_time_is_split_into_its_stages(finished):

@@ -1,16 +1,16 @@
 """The policy that a CPU trains: made again from its seed, and the one in the repository."""
 
 import json
+import os
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_here
+from conftest import fork_here, run_here, wait_for_exit
 from safetensors.torch import load_file
 
 from cot.utils.cli import COT_PROMPT
@@ -60,7 +60,7 @@ def test_another_model_is_continued_with_its_own_tokenizer(made, school, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path, monkeypatch):
     flags = {"profiles_dir": school, "rows": 100, "steps": 24, "memory_steps": 8, "eval_size": 8}
     flags |= {"model_name": made, "students": 4, "learning_rate": 1e-3, "batch_rows": 8}
 
@@ -69,14 +69,15 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path):
         return [f"--{name}={value}" for name, value in named.items()]
 
     assert run_here(main, *arguments("straight"))[0] == 0
-    code = "import sys, rl.supervised as s, rl.warm_start as w; s.SAVE_EVERY = 8; sys.exit(w.main())"
-    killed = subprocess.Popen([sys.executable, "-c", code, *arguments("killed")])
+    with monkeypatch.context() as often:
+        often.setattr("rl.supervised.SAVE_EVERY", 8)
+        killed = fork_here(main, *arguments("killed"))
     checkpoint = tmp_path / "killed" / "checkpoint.pt"
     while not checkpoint.exists():
-        assert killed.poll() is None
-        time.sleep(0.01)
-    killed.kill()
-    killed.wait(120)
+        assert os.waitpid(killed, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    os.kill(killed, signal.SIGKILL)
+    assert wait_for_exit(killed) == -signal.SIGKILL
     assert checkpoint.exists() and not (tmp_path / "killed" / "model.safetensors").exists()
 
     code, _, error = run_here(main, *arguments("killed", seed=1))
