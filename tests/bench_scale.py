@@ -157,7 +157,7 @@ def run_once(args: argparse.Namespace) -> int:
 
     spent = clock.total
     results = list((folder / str(args.end_early)).rglob("results_*.json"))
-    rows = sum(path.read_bytes().count(b'\n{"index"') for path in results)
+    rows = sum(path.read_bytes().count(b'\n    {"index"') for path in results)
     after_start = spent["generate"] + spent.get("finish", 0.0) + spent.get("draw_sweep", 0.0)
     took = {
         "rows": rows,

@@ -13,12 +13,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from cot.utils.marks import Answer, Mark, first_turn, read_bold, read_conclusion, read_marks, standing_text
 from cot.utils.numerals import NUMBER_PATTERN, Reason, plain_text, read_number
 from cot.utils.thinking import split_thinking
 
 INVALID = "[invalid]"
+REMEMBERED = 256  # texts
 NEXT_QUESTION = "\nQuestion:"  # where the harness stops
 _HARNESS_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _HARNESS_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -94,6 +96,7 @@ def score_answer(text: str, gold: str, truncated: bool = False, thinking_cut_off
     )
 
 
+@lru_cache(maxsize=REMEMBERED)  # checks of a text's fit ask for it again
 def final_answer(text: str, truncated: bool = False) -> Answer:
     """The number that a text answers with, or the reason why there is none; and by which mark.
 
