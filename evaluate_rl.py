@@ -216,8 +216,9 @@ def measure(records: list[dict], evaluation, scorers) -> None:
 
 def summarize(records: list[dict], args: argparse.Namespace, policies, profiles: dict, embedder) -> dict:
     """A result file's summary: tables by policy and arm, comparisons, and the verdicts that they allow."""
-    from cot.utils.comparisons import adaptivity, compare_all, group
+    from cot.utils.comparisons import adaptivity, compare_all
     from cot.utils.summary import describe_policies
+    from cot.utils.tables import group
     from rl.report import answer_questions
 
     tables = describe_policies(records, profiles)

@@ -10,22 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from cot.utils.clusters import LIMITS, UNIT, number_clusters
+from cot.utils.clusters import LIMITS, UNIT
 from cot.utils.comparisons import (
     LEAST_CLUSTERS,
     LEAST_LEVELS,
     UNDECIDED,
     decide,
-    group,
     judge_fits,
     mark_changes,
-    usable,
 )
 from cot.utils.findings import Hypothesis, judge_effect, render_table, render_verdicts, show_interval
 from cot.utils.model_names import BASE
 from cot.utils.prompts import FENCE_MARK
 from cot.utils.stats import Interval, clustered_mean, clustered_share
 from cot.utils.students import STYLE_IN_WORDS, Profile
+from cot.utils.tables import group, number_names, usable
 from rl.closed_loop import MODELLESS
 from rl.conditions import CHANGE, HeldOut
 from rl.hypotheses import Side, list_hypotheses
@@ -113,9 +112,9 @@ def select_cells(answers: Mapping[Side, Sequence[dict]], measure: str, side: Sid
 def cross(cells: Cells) -> tuple:
     """Template, student and seed of each cell, as numbers."""
     return (
-        number_clusters([question.rsplit("/", 1)[0] for _, question, _ in cells]),
-        number_clusters([student for _, _, student in cells]),
-        number_clusters([seed for seed, _, _ in cells]),
+        number_names([question.rsplit("/", 1)[0] for _, question, _ in cells]),
+        number_names([student for _, _, student in cells]),
+        number_names([seed for seed, _, _ in cells]),
     )
 
 

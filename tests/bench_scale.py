@@ -4,12 +4,12 @@
 Runs `cot/run_baseline_faiss.py` for the students of a folder, each asked every question under several memory
 arms at four temperatures, at several sizes. All is the script's own but what takes the same time for each
 text: the model's texts are those of `fit_labels.jsonl` with other numbers, and neither the embedder nor spaCy
-measures them. A second run of each size is asked to end (SIGTERM) when all texts but the last are there.
+measures them. The run is asked to end (SIGTERM) before the last texts, and the same command finishes it.
 
 Prints a table, and writes it as JSON where `--json` says so, a row a size: `rows`; seconds `start_s` (to the
-first answer), `prompts_s`, `records_s`, `rewrite_s` (the longest of the running files), `summary_s`,
-`files_s` (at the end), `figures_s`, `flush_s` (from the signal to the end of the process); `results_mib`,
-`peak_mib`.
+first answer, with imports), `prompts_s`, `records_s`, `rewrite_s` (the longest of the running files),
+`flush_s` (from the signal to the end of the process), `resume_s` (of the second start to the answers that
+were left), `summary_s`, `files_s` (at the end), `figures_s`; `results_mib`, `peak_mib`.
 
     python tests/bench_scale.py --questions 4 8
     python tests/bench_scale.py --json bench_scale.json
@@ -34,8 +34,8 @@ from conftest import make_model, make_tokenizer
 
 BATCH = 256  # texts that the recorded engine gives at once
 COLUMNS = (
-    *("rows", "start_s", "prompts_s", "records_s", "rewrite_s", "summary_s", "files_s", "figures_s"),
-    *("flush_s", "results_mib", "peak_mib"),
+    *("rows", "start_s", "prompts_s", "records_s", "rewrite_s", "flush_s", "resume_s", "summary_s"),
+    *("files_s", "figures_s", "results_mib", "peak_mib"),
 )
 
 
@@ -150,20 +150,19 @@ def run_once(args: argparse.Namespace) -> int:
         "cpu",
     ]
     flags += ["--subset_size", "all", "--students", "all", "--memory", *args.memory, "--dtype", "float32"]
-    flags += ["--temperatures", "0", "0.3", "0.7", "1", "--output_dir", folder / str(args.end_early)]
+    flags += ["--temperatures", "0", "0.3", "0.7", "1", "--output_dir", folder / "results"]
     flags += ["--profiles_dir", args.profiles_dir] if args.profiles_dir else []
     start = time.monotonic()
     code = run_baseline_faiss.main([str(flag) for flag in flags])
 
     spent = clock.total
-    results = list((folder / str(args.end_early)).rglob("results_*.json"))
-    rows = sum(path.read_bytes().count(b'\n    {"index"') for path in results)
-    after_start = spent["generate"] + spent.get("finish", 0.0) + spent.get("draw_sweep", 0.0)
+    results = list(folder.rglob("results_*.json"))
+    later = spent["generate"] + spent.get("finish", 0.0) + spent.get("draw_sweep", 0.0)
     took = {
-        "rows": rows,
-        "start_s": time.monotonic() - start - after_start,
-        "prompts_s": spent["make_prompts"],
-        "records_s": spent["generate"] - spent["make_prompts"],
+        "rows": sum(path.read_bytes().count(b'\n    {"index"') for path in results),
+        "start_s": time.monotonic() - start - later,
+        "prompts_s": spent.get("make_prompts", 0.0),
+        "records_s": spent["generate"] - spent.get("make_prompts", 0.0),
         "rewrite_s": clock.longest["_write"],
         "summary_s": spent.get("summarize", 0.0),
         "files_s": spent.get("finish", 0.0) - spent.get("summarize", 0.0),
@@ -176,19 +175,24 @@ def run_once(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace, questions: int) -> dict:
-    """Both runs of one size, in processes of their own."""
+    """The run of one size: asked to end, and finished by the same command."""
     with tempfile.TemporaryDirectory(prefix="bench_scale_") as folder:
         plant(Path(folder), questions)
         command = [sys.executable, __file__, "--run", folder, "--memory", *args.memory]
         command += ["--profiles_dir", args.profiles_dir] if args.profiles_dir else []
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        whole = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert whole.returncode == 0, whole.stderr[-2000:]
-        ended = subprocess.run([*command, "--end_early"], capture_output=True, text=True, env=environment)
-        now = time.monotonic()
-        assert ended.returncode == 128 + signal.SIGTERM, ended.stderr[-2000:]
-        sent = float(re.search(r"^signal (\S+)$", ended.stdout, re.MULTILINE)[1])
-        return json.loads(whole.stdout.splitlines()[-1]) | {"flush_s": now - sent}
+        found = []
+        for further, code in (["--end_early"], 128 + signal.SIGTERM), ([], 0):
+            done = subprocess.run([*command, *further], capture_output=True, text=True, env=environment)
+            ended = time.monotonic()
+            assert done.returncode == code, done.stderr[-2000:]
+            sent = re.search(r"^signal (\S+)$", done.stdout, re.MULTILINE)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+            if sent:
+                found[-1]["flush_s"] = ended - float(sent[1])
+    first, second = found
+    whole = ("start_s", "prompts_s", "records_s", "rewrite_s", "flush_s")
+    return second | {name: first[name] for name in whole} | {"resume_s": second["start_s"]}
 
 
 def main() -> int:

@@ -20,9 +20,9 @@ def asked(arm, **changes):
 
 
 def test_a_text_that_students_share_is_one_observation():
-    assert len(observe(asked("own")).rows) == 12
+    assert len(observe(asked("own"))) == 12
     none = observe(asked("none"))
-    assert (len(none.rows), none.clusters) == (4, 4)
+    assert (len(none), none.clusters) == (4, 4)
     low, high = wilson_interval(1, 4)
     assert share_of(none) == {"n": 4, "mean": 0.25, "low": low, "high": high}
     # what depends on the student has a value for each
@@ -39,12 +39,12 @@ def test_a_text_that_students_share_is_one_observation():
     ],
 )
 def test_other_samples_policies_and_temperatures_are_other_texts(rows, texts):
-    assert len(observe(rows).rows) == texts
+    assert len(observe(rows)) == texts
 
 
 def test_a_pair_is_shared_where_both_texts_are():
-    assert len(observe(asked("none"), asked("none", policy="ipo")).rows) == 4
-    assert len(observe(asked("own"), asked("none")).rows) == 12
+    assert len(observe(asked("none"), asked("none", policy="ipo"))) == 4
+    assert len(observe(asked("own"), asked("none"))) == 12
 
 
 def test_exercises_of_a_template_are_one_cluster_and_other_questions_their_own():

@@ -7,12 +7,12 @@ questions, or templates where there are any, crossed with students where a quest
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
 from cot.utils.stats import Interval, clustered_mean, clustered_share, wilson_interval
+from cot.utils.tables import Records, Table, renumber
 
 # What depends on the student whom a text is for: the same text has another value for another student.
 OF_THE_STUDENT = {"fidelity", "support_fit", "prerequisite_coverage", "over_explaining", "mastery"}
@@ -25,16 +25,19 @@ LIMITS |= dict.fromkeys(("semantic_similarity", "teacher_similarity", "specifici
 UNIT = (0.0, 1.0)  # of every other metric
 
 
-class Sample(NamedTuple):
+class Sample:
     """Observations: each a record, or one of each side that is compared; and their clusters.
 
     Attributes:
-        rows: a tuple of records for each observation.
+        sides: tables of the N observations' records.
         ways: for questions (or templates) and students the cluster of each observation, (N,), from 0.
     """
 
-    rows: list[tuple[dict, ...]]
-    ways: tuple[np.ndarray, ...]
+    def __init__(self, sides: Sequence[Table], ways: Sequence[np.ndarray]) -> None:
+        self.sides, self.ways = tuple(sides), tuple(ways)
+
+    def __len__(self) -> int:
+        return len(self.sides[0])
 
     @property
     def clusters(self) -> int:
@@ -42,7 +45,7 @@ class Sample(NamedTuple):
         return len(np.unique(self.ways[0]))
 
 
-def observe(*sides: Sequence[dict], by_student: bool = False, templates: bool = True) -> Sample:
+def observe(*sides: Records, by_student: bool = False, templates: bool = True) -> Sample:
     """The distinct observations among records, or among pairs of records that stand side by side.
 
     Students are a way of their own where they meet several questions; who meets one alone is part of it.
@@ -52,27 +55,48 @@ def observe(*sides: Sequence[dict], by_student: bool = False, templates: bool = 
         by_student: one for each student, for metrics `OF_THE_STUDENT`.
         templates: exercises of one template are one cluster; else each question is.
     """
-    distinct: dict[tuple, tuple[dict, ...]] = {}
-    for row in zip(*sides, strict=True):
-        of = row[0].get("student_id") if by_student else None
-        distinct.setdefault((of, *map(name_text, row)), row)
-    rows = list(distinct.values())
+    tables = [Table.of(side) for side in sides]
+    texts = [table.codes("text", name_text) for table in tables]
+    if by_student:
+        texts.append(tables[0].codes("student", name_student))
+    distinct = np.sort(np.unique(_cross(texts), return_index=True)[1])
+    tables = [table.take(distinct) for table in tables]
 
-    first = [row[0] for row in rows]
-    questions = [name_cluster(record) if templates else record["question_id"] for record in first]
-    ways = [number_clusters(questions)]
-    cells = {(record["question_id"], record.get("student_id")) for record in first}
-    asked, students = ({cell[way] for cell in cells} for way in (0, 1))
-    nested = len(students) == len(cells) and len(asked) > 1  # each student has a question of its own
-    if len(cells) > len(asked) and not nested:
-        ways.append(number_clusters([record.get("student_id") for record in first]))
-    return Sample(rows, tuple(ways))
+    question = renumber(tables[0].codes("question", name_question))
+    student = renumber(tables[0].codes("student", name_student))
+    ways = [renumber(tables[0].codes("cluster", name_cluster)) if templates else question]
+    cells, questions, students = (
+        len(np.unique(codes)) for codes in (_cross([question, student]), question, student)
+    )
+    nested = students == cells and questions > 1  # each student has a question of its own
+    if cells > questions and not nested:
+        ways.append(student)
+    return Sample(tables, ways)
+
+
+def _cross(codes: Sequence[np.ndarray]) -> np.ndarray:
+    """One number for each combination of codes, (N,)."""
+    crossed = codes[0]
+    for further in codes[1:]:
+        crossed = renumber(crossed) * (int(further.max(initial=0)) + 1) + further
+    return crossed
+
+
+def name_question(record: dict) -> str:
+    """The question."""
+    return record["question_id"]
+
+
+def name_student(record: dict) -> str | None:
+    """The student whom the answer is for, if any."""
+    return record.get("student_id")
 
 
 def name_text(record: dict) -> tuple:
     """What decides a text: the policy, the prompt, and the noise, of which greedy decoding has none."""
-    noise = record["sample"] if record["temperature"] else None
-    return record["policy"], record["question_id"], record["temperature"], noise, record["prompt"]
+    temperature = record["temperature"]
+    noise = record["sample"] if temperature else None
+    return record["policy"], record["question_id"], temperature, noise, record["prompt"]
 
 
 def name_cluster(record: dict) -> str:
@@ -87,22 +111,12 @@ def name_cluster(record: dict) -> str:
     return question.rsplit("/", 1)[0] if chapter and question.startswith(f"{chapter}/") else question
 
 
-def number_clusters(names: Sequence[Hashable]) -> np.ndarray:
-    """The names as numbers from 0, in the order of their first occurrence.
-
-    >>> number_clusters(["b", "a", "b"]).tolist()
-    [0, 1, 0]
-    """
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
-
-
 def share_of(sample: Sample, key: str = "correct") -> Interval:
     """The share of answers for which a key is true, with its interval.
 
     It is Wilson's where every cluster occurs once, and else the one over clusters.
     """
-    outcomes = np.array([bool(record[key]) for (record,) in sample.rows], dtype=float)
+    outcomes = np.nan_to_num(sample.sides[0].values(key))
     if sample.clusters < len(outcomes):
         return clustered_share(outcomes, sample.ways)
     n, right = len(outcomes), int(outcomes.sum())
@@ -123,9 +137,9 @@ def effect_of(sample: Sample, metric: str, signs: Sequence[int] = (1,)) -> Inter
     Args:
         signs: with which each side's value enters, such as (1, -1).
     """
-    values = np.zeros(len(sample.rows))
-    for side, sign in enumerate(signs):
-        values += sign * np.array([row[side].get(metric) for row in sample.rows], dtype=float)  # None is NaN
+    values = np.zeros(len(sample))
+    for side, sign in zip(sample.sides, signs, strict=True):
+        values += sign * side.values(metric)
     there = np.isfinite(values)
     low, high = LIMITS.get(metric, UNIT)
     if len(signs) > 1:

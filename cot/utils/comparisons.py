@@ -9,8 +9,9 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 
-from cot.utils.clusters import OF_THE_STUDENT, Sample, effect_of, mean_of, number_clusters, observe
+from cot.utils.clusters import OF_THE_STUDENT, Sample, effect_of, mean_of, observe
 from cot.utils.fidelity import checkable_wishes, has_wishes, share_met
 from cot.utils.manners import AMOUNT
 from cot.utils.model_names import BASE
@@ -25,6 +26,7 @@ from cot.utils.stats import (
     spearman,
 )
 from cot.utils.students import Profile
+from cot.utils.tables import Records, Table, align, group, number_names, usable
 
 METRICS = (
     "correct",
@@ -47,22 +49,6 @@ ALPHA = 0.05
 YES, NO, UNDECIDED = "yes", "no", "undecided"
 RESAMPLED = 1  # the sample beside sample 0 that adaptivity compares with
 
-Records = Sequence[dict]
-Cells = dict[tuple, dict]
-
-
-def group(records: Records, *keys: str) -> dict:
-    """Records by the value of a key, or by the values of several."""
-    groups = defaultdict(list)
-    for record in records:
-        groups[record[keys[0]] if len(keys) == 1 else tuple(record[key] for key in keys)].append(record)
-    return dict(groups)
-
-
-def usable(records: Records) -> list[dict]:
-    """Those whose answer was generated."""
-    return [record for record in records if record["error"] is None]
-
 
 def compare_all(records: Records, policies: Sequence[str], arms: Sequence[str]) -> list[dict]:
     """All comparisons that a run has both sides for.
@@ -80,7 +66,7 @@ def compare_all(records: Records, policies: Sequence[str], arms: Sequence[str]) 
         each metric `n, mean, low, high` of the difference, `p` and `p_holm`, adjusted over the comparison's
         metrics.
     """
-    by_side = {side: _cells(rows) for side, rows in group(records, "policy", "memory_arm").items()}
+    by_side = group(records, "policy", "memory_arm")
     trained = [policy for policy in policies if policy != BASE]
 
     sides = [("memory", (name, "own"), (name, arm)) for name in policies for arm in arms if arm != "own"]
@@ -107,14 +93,13 @@ def compare_all(records: Records, policies: Sequence[str], arms: Sequence[str]) 
     return comparisons
 
 
-def compare(one: Cells, other: Cells) -> dict:
+def compare(one: Records, other: Records) -> dict:
     """Two sides, cell by cell: counts, breakage, repair, and the metrics of `compare_all`."""
-    keys = [key for key in one if key in other]
-    sides = [one[key] for key in keys], [other[key] for key in keys]
+    sides = align(one, other)
     pairs = observe(*sides)
-    repaired = sum(first["correct"] and not second["correct"] for first, second in pairs.rows)
-    broken = sum(second["correct"] and not first["correct"] for first, second in pairs.rows)
-    n, right = len(pairs.rows), sum(second["correct"] for _, second in pairs.rows)
+    first, second = (side.values("correct") for side in pairs.sides)
+    repaired, broken = int((first > second).sum()), int((second > first).sum())
+    n, right = len(pairs), int(second.sum())
 
     metrics = _test_metrics(pairs, observe(*sides, by_student=True), signs=(1, -1))
     if n and pairs.clusters == n:  # each question once: the exact test
@@ -203,33 +188,38 @@ def judge_fits(records: Records, profiles: Mapping[str, Profile]) -> list[dict]:
     wishes = {student: named for student, named in wishes.items() if named}
     alike = Counter(wishes.values())  # students with the same wishes fit a text alike
 
-    fits: dict[tuple[str, ...], dict[tuple[str, ...], float]] = {}  # by what a text meets, then wishes
+    @cache
+    def fit_all(met: tuple[str, ...]) -> dict[tuple[str, ...], float]:
+        """Of texts that meet these checks, the fit to each of the wishes."""
+        return {named: share_met(named, met) for named in alike}
+
+    @cache
+    def rank(met: tuple[str, ...], named: tuple[str, ...]) -> dict[str, float]:
+        fits = fit_all(met)
+        better = sum(count for judge, count in alike.items() if fits[judge] > fits[named])
+        tied = sum(count for judge, count in alike.items() if fits[judge] == fits[named])  # itself included
+        return {
+            "identification": 0.0 if better else 1.0 / tied,
+            "reciprocal_rank": 1.0 / (better + (tied + 1) / 2),
+        }
+
+    texts = [tuple(record["checks_met"]) for record in records]
     by_question: dict[tuple, list[tuple]] = defaultdict(list)
-    for record in records:
-        met = tuple(record["checks_met"])
-        if met not in fits:
-            fits[met] = {named: share_met(named, met) for named in alike}
-        by_question[record["question_id"], record["temperature"]].append((record["student_id"], fits[met]))
+    for record, met in zip(records, texts, strict=True):
+        answer = record["student_id"], fit_all(met)
+        by_question[record["question_id"], record["temperature"]].append(answer)
 
     judged = []
-    for record in records:
-        student, found = record["student_id"], fits[tuple(record["checks_met"])]
+    for record, met in zip(records, texts, strict=True):
+        student = record["student_id"]
         if student not in wishes:
             judged.append(dict.fromkeys(("specificity", "identification", "reciprocal_rank")))
             continue
         named = wishes[student]
-        own = found[named]
         answers = by_question[record["question_id"], record["temperature"]]
-        others = [fit[named] for other, fit in answers if other != student]
-        better = sum(count for judge, count in alike.items() if found[judge] > own)
-        tied = sum(count for judge, count in alike.items() if found[judge] == own)  # itself included
-        judged.append(
-            {
-                "specificity": own - statistics.fmean(others) if others else None,
-                "identification": 0.0 if better else 1.0 / tied,
-                "reciprocal_rank": 1.0 / (better + (tied + 1) / 2),
-            }
-        )
+        others = [fits[named] for other, fits in answers if other != student]
+        specificity = fit_all(met)[named] - statistics.fmean(others) if others else None
+        judged.append({"specificity": specificity, **rank(met, named)})
     return judged
 
 
@@ -242,11 +232,14 @@ def fit_to_students(records: Records, profiles: Mapping[str, Profile]) -> tuple[
         has exactly the chance, 1 / students.
     """
     judges = {student for student, profile in profiles.items() if has_wishes(profile)}
-    first = [r for r in usable(records) if r["sample"] == 0 and r["student_id"] in judges]
+    valid = Table.of(usable(records))
+    first = valid.take(
+        [place for place, r in enumerate(valid) if r["sample"] == 0 and r["student_id"] in judges]
+    )
     students = sorted({record["student_id"] for record in first})
     judged = judge_fits(first, {student: profiles[student] for student in students})
-    marked = [record | fit for record, fit in zip(first, judged, strict=True)]
-    return mean_of(observe(marked, by_student=True), "specificity"), {
+    first.add("specificity", [fit["specificity"] for fit in judged])
+    return mean_of(observe(first, by_student=True), "specificity"), {
         "n": len(first),
         "top1": statistics.fmean(fit["identification"] for fit in judged) if judged else None,
         "mrr": statistics.fmean(fit["reciprocal_rank"] for fit in judged) if judged else None,
@@ -290,7 +283,7 @@ def adaptivity(records: Records, embedder) -> dict[str, dict]:
         )
 
         moved = cosine_distances(first, ablated) - cosine_distances(first, again)  # (N,)
-        found[arm] = permutation_test(moved, number_clusters([own["question_id"] for own, *_ in triples]))
+        found[arm] = permutation_test(moved, number_names([own["question_id"] for own, *_ in triples]))
         found[arm]["same_prompt_share"] = statistics.fmean(same) if same else None
     return _adjusted(found)
 
@@ -348,20 +341,13 @@ def _named(one: tuple[str, str], other: tuple[str, str]) -> dict:
     return {"policy": one[0], "arm": one[1], "reference_policy": other[0], "reference_arm": other[1]}
 
 
-def _cells(records: Records) -> Cells:
-    return {(r["student_id"], r["question_id"], r["temperature"], r["sample"]): r for r in usable(records)}
-
-
-def _interaction(by_side: dict[tuple, Cells], policy: str) -> dict:
+def _interaction(by_side: Mapping[tuple, Records], policy: str) -> dict:
     """(own - none) of the trained policy minus (own - none) of the base, cell by cell."""
-    sides = [by_side[name, arm] for name in (policy, BASE) for arm in ("own", "none")]
-    keys = [key for key in sides[0] if all(key in cells for cells in sides)]
-    records = [[cells[key] for key in keys] for cells in sides]
-
-    rows = observe(*records)
-    metrics = _test_metrics(rows, observe(*records, by_student=True), signs=(1, -1, -1, 1))
+    sides = align(*(by_side[name, arm] for name in (policy, BASE) for arm in ("own", "none")))
+    texts = observe(*sides)
+    metrics = _test_metrics(texts, observe(*sides, by_student=True), signs=(1, -1, -1, 1))
     named = _named((policy, "own - none"), (BASE, "own - none"))
-    counts = {"n": len(rows.rows), "clusters": rows.clusters}
+    counts = {"n": len(texts), "clusters": texts.clusters}
     return {"kind": "interaction", **named, **counts, "metrics": _adjusted(metrics)}
 
 

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from cot.utils.answers import final_answer
-from cot.utils.comparisons import group
 from cot.utils.equations import equations, plain_number
 from cot.utils.findings import Hypothesis, render_table, render_verdicts
 from cot.utils.mathdial import STUDENT, TEACHER, Dialogue
@@ -29,6 +28,7 @@ from cot.utils.records import Row, expand, rounded
 from cot.utils.students import Profile, render_profile
 from cot.utils.study import Side
 from cot.utils.study_results import RULE, judge, pool, show_measure, warn_of_cuts
+from cot.utils.tables import group
 
 ARMS = ("own", "none", "shuffled", "random")
 MEASURES = {  # key of a record, by name in the table

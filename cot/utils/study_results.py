@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cot.utils.answers import score_answer
 from cot.utils.clusters import OF_THE_STUDENT, effect_of, mean_of, observe, share_of
-from cot.utils.comparisons import LEAST_CLUSTERS, LEAST_PAIRS, group, judge_fits, mark_changes, usable
+from cot.utils.comparisons import LEAST_CLUSTERS, LEAST_PAIRS, judge_fits, mark_changes
 from cot.utils.fidelity import checkable_wishes, met_checks, share_met
 from cot.utils.figures import new_figure, plot_intervals
 from cot.utils.findings import (
@@ -26,6 +28,7 @@ from cot.utils.findings import (
 from cot.utils.stats import Interval
 from cot.utils.students import Profile
 from cot.utils.study import Side, list_hypotheses
+from cot.utils.tables import Records, Table, align, group, usable
 
 MEASURES = {  # key of a record, by name in the table
     "accuracy": "correct",
@@ -89,7 +92,7 @@ def summarize(records: Sequence[dict], temperatures: Sequence[float]) -> dict:
         among the records.
     """
     students = len({record["student_id"] for record in records})
-    sides = group(records, "policy", "memory_arm", "temperature")
+    sides = group(Table.of(records), "policy", "memory_arm", "temperature")
     table = [describe(answers, chance=1 / students) for answers in sides.values()]
 
     levels = list(dict.fromkeys(r["memory_level"] for r in records if r["memory_level"]))
@@ -108,13 +111,13 @@ def pool(answers: Sequence[dict], measures: Mapping[str, str]) -> dict:
     Args:
         measures: key of a record, by name; `accuracy_finished`, of what was not cut off, comes to them.
     """
-    valid = usable(answers)
+    valid = Table.of(usable(answers))
     texts, by_student = observe(valid), observe(valid, by_student=True)
     row: dict[str, Any] = {"n": len(valid), "errors": len(answers) - len(valid)}
     for name, key in measures.items():
         sample = by_student if key in OF_THE_STUDENT else texts
         row[name] = share_of(sample, key) if key in SHARES else mean_of(sample, key)
-    row["accuracy_finished"] = share_of(observe([r for r in valid if not r["truncated"]]))
+    row["accuracy_finished"] = share_of(observe(valid.take(valid.values("truncated") == 0)))
     return row
 
 
@@ -132,21 +135,15 @@ def judge(
     return verdicts
 
 
-def measure_effect(by_side: Mapping[Side, Sequence[dict]], asked: Hypothesis, key: str) -> Interval:
+def measure_effect(by_side: Mapping[Side, Records], asked: Hypothesis, key: str) -> Interval:
     """`n, mean, low, high, clusters` of what a hypothesis compares, where both sides have the measure.
 
     Args:
         key: of the measure in a record.
     """
-    sides = [asked.one] if asked.other is None else [asked.one, asked.other]
-    cells = [
-        {(r["student_id"], r["question_id"], r["sample"]): r for r in usable(by_side[side])} for side in sides
-    ]
-    there = [
-        cell for cell in cells[0] if all(cell in found and found[cell][key] is not None for found in cells)
-    ]
-    rows = [[found[cell] for cell in there] for found in cells]
-    sample = observe(*rows, by_student=key in OF_THE_STUDENT)
+    sides = align(*(by_side[side] for side in (asked.one, asked.other) if side is not None))
+    there = np.flatnonzero(np.isfinite([side.values(key) for side in sides]).all(axis=0))
+    sample = observe(*(side.take(there) for side in sides), by_student=key in OF_THE_STUDENT)
     effect = effect_of(sample, key, signs=(1, -1)[: len(sides)])
     bounds = {name: effect[name] for name in ("mean", "low", "high")}
     less = {name: None if value is None else value - asked.minus for name, value in bounds.items()}

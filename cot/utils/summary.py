@@ -4,19 +4,20 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from cot.utils.answers import majority_vote, pass_at_k, score_answer
 from cot.utils.clusters import OF_THE_STUDENT, Sample, mean_of, observe, share_of
 from cot.utils.comparisons import (
     compare_all,
     fit_to_students,
-    group,
     progress_series,
     track_progress,
-    usable,
 )
 from cot.utils.fidelity import MAX_COPYING
 from cot.utils.memory_arms import ARMS
 from cot.utils.students import Profile
+from cot.utils.tables import Records, Table, group, usable
 
 SCORERS = {"canonical": "correct", "strict": "strict_correct", "flexible": "flexible_correct"}
 METRICS = (
@@ -41,8 +42,6 @@ MANY_CUT = 0.2  # share of answers, above which being cut off, or unmarked, is w
 UNMARKED = ("last_number", None)  # marks of an answer that are none
 MAX_SHARE = 0.05  # of texts that copy, or name the student or grade, above which an alarm is raised
 
-Records = Sequence[dict]
-
 
 def summarize(records: Records, profiles: Mapping[str, Profile]) -> dict:
     """A sweep's `summary`; in a memory experiment also each arm's, and the arms in pairs.
@@ -51,6 +50,7 @@ def summarize(records: Records, profiles: Mapping[str, Profile]) -> dict:
         records: of one temperature, or of all.
         profiles: by student id, what fit is judged against; empty in plain chain of thought.
     """
+    records = Table.of(records)
     summary = describe(records)
     if profiles:
         arms = group(records, "memory_arm")
@@ -97,7 +97,7 @@ def describe_arm(records: Records, profiles: Mapping[str, Profile]) -> dict:
 
 def describe(records: Records) -> dict:
     """Counts, the three scorers' accuracy, and each metric that the records have."""
-    valid = usable(records)
+    valid = Table.of(usable(records))
     texts = observe(valid)
     by_student = observe(valid, by_student=True) if any("student_id" in record for record in valid) else texts
     summary = {
@@ -109,7 +109,7 @@ def describe(records: Records) -> dict:
         "thinking_cut_off": len(_cut_off_thinking(valid)),
         "empty": sum(not record["generated_text"].strip() for record in valid),
         "accuracy": {name: share_of(texts, key) for name, key in SCORERS.items()},
-        "accuracy_finished": share_of(observe([r for r in valid if not r["truncated"]]), "correct"),
+        "accuracy_finished": share_of(observe(valid.take(valid.values("truncated") == 0)), "correct"),
     }
     if any(record["sample"] > 0 for record in records):
         summary["repeats"] = _describe_repeats(valid)
@@ -177,11 +177,12 @@ def leak_rate(records: Records) -> float | None:
 
 def _describe_metric(sample: Sample, metric: str) -> dict:
     interval = mean_of(sample, metric)
-    values = [record[metric] for (record,) in sample.rows if record.get(metric) is not None]
+    values = sample.sides[0].values(metric)
+    values = values[np.isfinite(values)]
     return {
         "n": interval["n"],
         "mean": interval["mean"],
-        "median": statistics.median(values) if values else None,
+        "median": float(np.median(values)) if len(values) else None,
         "low": interval["low"],
         "high": interval["high"],
     }
