@@ -7,6 +7,7 @@ the reasoning, and so is whatever is measured of it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from cot.utils.answers import score_answer
 from cot.utils.completions import Completion, Request
@@ -283,7 +284,7 @@ class Row:
         text = self.moment.question.question, memory.lines, memory.request
         return self.policy, *text, memory.length_of, memory.tokens
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Names the row within its run."""
         return "|".join([self.policy, *self.cell, str(self.temperature), str(self.sample)])

@@ -37,11 +37,10 @@ class ResultFiles:
         stamp: str,
         script: str,
         started: str,
-        temperatures: Sequence[float],
         config: Mapping,
         environment: Mapping,
     ) -> None:
-        self.folder, self.stamp, self.temperatures = folder, stamp, temperatures
+        self.folder, self.stamp = folder, stamp
         self._script, self._started = script, started
         self._config, self._environment = config, environment
         self._last_write = self._cost_s = 0.0
@@ -52,17 +51,20 @@ class ResultFiles:
         return time.monotonic() - self._last_write > max(REWRITE_EVERY_S, REWRITE_COST * self._cost_s)
 
     def write(
-        self, status: str, records: Sequence[dict], summaries: Mapping[float | None, dict]
+        self,
+        status: str,
+        results: Mapping[float, Sequence[dict | bytes]],
+        summaries: Mapping[float | None, dict],
     ) -> tuple[Path, dict]:
         """Writes all files; the path and the content of the last.
 
         Args:
+            results: by temperature the records, or what `encode_record` made of them.
             summaries: by temperature; of all records under None.
         """
         start, files = time.monotonic(), []
-        for temperature in self.temperatures:
+        for temperature, rows in results.items():
             summary = summaries[temperature]
-            rows = [record for record in records if record["temperature"] == temperature]
             path = self.folder / f"results_temp_{temperature}_{self.stamp}.json"
             write_results(path, self._document(status, temperature, summary, rows))
             files.append({"temperature": temperature, "file": path.name, "summary": summary})
@@ -74,7 +76,7 @@ class ResultFiles:
         self._cost_s = self._last_write - start
         return path, content
 
-    def _document(self, status: str, temperature: float | None, summary: dict, results: list[dict]) -> dict:
+    def _document(self, status: str, temperature: float | None, summary: dict, results: Sequence) -> dict:
         """A file's content, its keys in the contract's order."""
         return {
             "schema_version": SCHEMA_VERSION,
