@@ -107,6 +107,15 @@ def test_a_text_on_which_a_metric_fails_costs_its_record_alone():
     assert [record["reasoning_steps"] for record in records] == [1, 1, 1, 0]
 
 
+def test_a_text_that_no_scorer_takes_keeps_its_text_and_says_why():
+    row = replace(ROW, moment=Moment(Question("q3", "2 + 3?", "five"), "S001"))
+    record = make_record(row, PROMPT, make_completion("#### 5"), load_profiles(PROFILES_DIR)["S001"])
+    assert (
+        record["error"]["type"] == "scoring" and "gold answer is not a number" in record["error"]["message"]
+    )
+    assert (record["generated_text"], record["correct"], record["fidelity"]) == ("#### 5", None, None)
+
+
 # ---- rows
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -40,6 +40,13 @@ METRICS = (
 BRIEF = {"accuracy": "correct", "fidelity": "fidelity", "support_fit": "support_fit"}  # of a part's records
 MANY_CUT = 0.2  # share of answers, above which being cut off, or unmarked, is worth a line
 UNMARKED = ("last_number", None)  # marks of an answer that are none
+COUNTED: dict[str, Callable[[dict], bool]] = {  # what a summary counts
+    "truncated": lambda record: record["truncated"],
+    "unparsed": lambda record: record["predicted_answer"] is None,
+    "unmarked": lambda record: record["answer_mark"] in UNMARKED,
+    "thinking_cut_off": lambda record: record.get("unparsed_reason") == "thinking_cut_off",
+    "empty": lambda record: not record["generated_text"].strip(),
+}
 MAX_SHARE = 0.05  # of texts that copy, or name the student or grade, above which an alarm is raised
 
 
@@ -77,10 +84,10 @@ def describe_policies(records: Records, profiles: Mapping[str, Profile]) -> dict
 
 def describe_arm(records: Records, profiles: Mapping[str, Profile]) -> dict:
     """One arm: the keys of `describe`, and what only answers for students have."""
-    valid = usable(records)
-    tokens, right = sum(r["output_tokens"] for r in valid), sum(r["correct"] for r in valid)
-    copied = _share([record["copying"] > MAX_COPYING for record in valid])
-    named = _share([record["names_student"] for record in valid])
+    valid = Table.of(usable(records))
+    tokens, right = (int(valid.values(key).sum()) for key in ("output_tokens", "correct"))
+    copied = _share(valid.values("copying") > MAX_COPYING)
+    named = _share(valid.values("names_student") > 0)
     specificity, identification = fit_to_students(valid, profiles)
     return {
         **describe(records),
@@ -103,11 +110,7 @@ def describe(records: Records) -> dict:
     summary = {
         "n": len(valid),
         "errors": len(records) - len(valid),
-        "truncated": sum(record["truncated"] for record in valid),
-        "unparsed": sum(record["predicted_answer"] is None for record in valid),
-        "unmarked": sum(record["answer_mark"] in UNMARKED for record in valid),
-        "thinking_cut_off": len(_cut_off_thinking(valid)),
-        "empty": sum(not record["generated_text"].strip() for record in valid),
+        **{name: int(valid.flags(name, holds).sum()) for name, holds in COUNTED.items()},
         "accuracy": {name: share_of(texts, key) for name, key in SCORERS.items()},
         "accuracy_finished": share_of(observe(valid.take(valid.values("truncated") == 0)), "correct"),
     }
@@ -122,11 +125,11 @@ def describe(records: Records) -> dict:
         for metric in present
     }
 
-    likely = [record for record in valid if record["mean_nll"] is not None]  # an empty text has none
-    tokens = sum(record["output_tokens"] for record in likely)
-    nll = sum(record["mean_nll"] * record["output_tokens"] for record in likely)
-    summary["token_weighted_nll"] = nll / tokens if tokens else None
-    summary["output_tokens_total"] = sum(record["output_tokens"] for record in valid)
+    mean_nll, tokens = valid.values("mean_nll"), valid.values("output_tokens")
+    likely = np.isfinite(mean_nll)  # an empty text has none
+    nll, counted = sum((mean_nll[likely] * tokens[likely]).tolist()), int(tokens[likely].sum())
+    summary["token_weighted_nll"] = nll / counted if counted else None
+    summary["output_tokens_total"] = int(tokens.sum())
     return summary
 
 
@@ -190,11 +193,12 @@ def _describe_metric(sample: Sample, metric: str) -> dict:
 
 def _brief(records: Records) -> dict:
     """n and the means of a part's records; None where no record has the metric."""
-    valid = usable(records)
+    valid = Table.of(usable(records))
     brief: dict[str, float | None] = {"n": len(valid)}
     for name, key in BRIEF.items():
-        values = [float(record[key]) for record in valid if record.get(key) is not None]
-        brief[name] = statistics.fmean(values) if values else None
+        values = valid.values(key)
+        values = values[np.isfinite(values)]
+        brief[name] = statistics.fmean(values) if len(values) else None
     return brief
 
 
@@ -230,5 +234,5 @@ def _describe_repeats(records: Records) -> dict:
     }
 
 
-def _share(outcomes: Sequence[bool]) -> float | None:
-    return sum(outcomes) / len(outcomes) if outcomes else None
+def _share(outcomes: Sequence[bool] | np.ndarray) -> float | None:
+    return int(sum(outcomes)) / len(outcomes) if len(outcomes) else None

@@ -11,7 +11,7 @@ MEASURED = (  # numbers that most summaries ask for
     *("correct", "strict_correct", "flexible_correct", "truncated", "output_tokens", "perplexity"),
     *("mean_nll", "semantic_similarity", "reasoning_steps", "distinct_equations"),
     *("distinct_valid_equations", "equation_validity", "entity_overlap", "fidelity", "support_fit"),
-    *("prerequisite_coverage", "over_explaining", "copying", "base_nll"),
+    *("prerequisite_coverage", "over_explaining", "copying", "names_student", "base_nll"),
 )
 
 Records = Sequence[dict]
@@ -24,7 +24,7 @@ class Table(Sequence):
     """
 
     def __init__(self, records: Records) -> None:
-        self._records = list(records)
+        self._records: list[dict] | None = list(records)
         self._whole: Table | None = None  # of which this is a part,
         self._places: np.ndarray | None = None  # at these places (N,)
         self._columns: dict[str, np.ndarray] = {}
@@ -35,31 +35,25 @@ class Table(Sequence):
         return records if isinstance(records, Table) else cls(records)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._records) if self._places is None else len(self._places)
 
     def __getitem__(self, place):
-        return self._records[place]
+        return self._listed()[place]
 
     def __iter__(self) -> Iterator[dict]:
-        return iter(self._records)
+        return iter(self._listed())
 
     def take(self, places: Sequence[int] | np.ndarray) -> "Table":
         """The records at these places, or those at which a mask is true, in the order given."""
         chosen = np.asarray(places)
         chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
-        part = Table([self._records[place] for place in chosen.tolist()])
-        part._whole, part._places = self, chosen
+        part = Table([])
+        part._records, part._whole, part._places = None, self, chosen
         return part
 
     def values(self, key: str) -> np.ndarray:
         """What the records have under a key, (N,) float; NaN where there is nothing."""
-        if key not in self._columns:
-            self._columns |= self._from_whole(key) or self._read(key)
-        return self._columns[key]
-
-    def add(self, key: str, values: Sequence[float | None]) -> None:
-        """A column that the records do not have, None where there is nothing."""
-        self._columns[key] = np.array(values, dtype=float)
+        return self._column(key, lambda whole: whole._read(key))
 
     def codes(self, name: str, describe: Callable[[dict], Hashable]) -> np.ndarray:
         """Numbers that are equal where a description of the records is, (N,) int64.
@@ -67,20 +61,35 @@ class Table(Sequence):
         Args:
             name: of the description, for all that share this table.
         """
-        if name not in self._columns and self._whole is not None:
-            self._columns[name] = self._whole.codes(name, describe)[self._places]
+        return self._column(name, lambda whole: number_names([describe(record) for record in whole]))
+
+    def flags(self, name: str, holds: Callable[[dict], bool]) -> np.ndarray:
+        """Whether something holds of each record, (N,) bool; `name` is as in `codes`."""
+        return self._column(name, lambda whole: np.array([holds(record) for record in whole], dtype=bool))
+
+    def add(self, key: str, values: Sequence[float | None]) -> None:
+        """A column that the records do not have, None where there is nothing."""
+        self._columns[key] = np.array(values, dtype=float)
+
+    def _listed(self) -> list[dict]:
+        if self._records is None:
+            self._records = [self._whole[place] for place in self._places.tolist()]
+        return self._records
+
+    def _column(self, name: str, make: Callable[["Table"], np.ndarray]) -> np.ndarray:
+        """A column, made by the whole table for all parts of it."""
         if name not in self._columns:
-            self._columns[name] = number_names([describe(record) for record in self._records])
+            whole = self._whole
+            self._columns[name] = make(self) if whole is None else whole._column(name, make)[self._places]
         return self._columns[name]
 
-    def _from_whole(self, key: str) -> dict[str, np.ndarray]:
-        return {} if self._whole is None else {key: self._whole.values(key)[self._places]}
-
-    def _read(self, key: str) -> dict[str, np.ndarray]:
+    def _read(self, key: str) -> np.ndarray:
+        """The column of a key; those of all `MEASURED` are read with the first of them."""
         names = MEASURED if key in MEASURED else (key,)
-        rows = [[record.get(name) for name in names] for record in self._records]
+        rows = [[record.get(name) for name in names] for record in self]
         table = np.array(rows, dtype=float).reshape(len(rows), len(names))  # None becomes NaN
-        return dict(zip(names, table.T, strict=True))
+        self._columns |= dict(zip(names, table.T, strict=True))
+        return self._columns[key]
 
 
 def number_names(names: Sequence[Hashable]) -> np.ndarray:
@@ -117,7 +126,7 @@ def group(records: Records, *keys: str) -> dict:
 def usable(records: Records) -> Records:
     """Those whose answer was generated."""
     if isinstance(records, Table):
-        return records.take([place for place, record in enumerate(records) if record["error"] is None])
+        return records.take(records.flags("usable", lambda record: record["error"] is None))
     return [record for record in records if record["error"] is None]
 
 
