@@ -218,12 +218,13 @@ def summarize(records: list[dict], args: argparse.Namespace, policies, profiles:
     """A result file's summary: tables by policy and arm, comparisons, and the verdicts that they allow."""
     from cot.utils.comparisons import adaptivity, compare_all
     from cot.utils.summary import describe_policies
-    from cot.utils.tables import group
+    from cot.utils.tables import Table, group
     from rl.report import answer_questions
 
-    tables = describe_policies(records, profiles)
-    comparisons = compare_all(records, list(tables), args.memory)
-    adaptive = {name: adaptivity(rows, embedder) for name, rows in group(records, "policy").items()}
+    answers = Table(records)
+    tables = describe_policies(answers, profiles)
+    comparisons = compare_all(answers, list(tables), args.memory)
+    adaptive = {name: adaptivity(rows, embedder) for name, rows in group(answers, "policy").items()}
     trained_with = {policy.name: policy.config.get("memory") for policy in policies[1:]}
     return {
         "policies": tables,

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from conftest import plant_policy
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 from transformers import GenerationConfig
 from transformers.generation.logits_process import (
     LogitsProcessorList,
@@ -18,7 +18,14 @@ from transformers.generation.logits_process import (
 
 from cot.utils.engine import Completion, Request, TransformersEngine
 from cot.utils.models import load_model
-from cot.utils.sampling import ALL_TOKENS, Sampling, forbid_tokens, ignored_settings, own_settings
+from cot.utils.sampling import (
+    ALL_TOKENS,
+    Sampling,
+    counted_noise,
+    forbid_tokens,
+    ignored_settings,
+    own_settings,
+)
 
 LIKELY = {"a": 0.4, "b": 0.3, "c": 0.15, "d": 0.1, "e": 0.05}  # of the planted model's next token
 
@@ -148,3 +155,25 @@ def test_a_checkpoints_own_settings_are_ignored_where_the_flags_ask_for_others()
     assert ignored == {"temperature": 0.7, "repetition_penalty": 1.05}
     neutral = GenerationConfig(repetition_penalty=1.0, top_p=0.8, top_k=20)
     assert ignored_settings(own_settings(neutral), argparse.Namespace(**flags)) == {}
+
+
+# ---- noise for a GPU
+
+
+def test_counted_noise_is_uniform_and_independent_over_tokens_steps_and_rows():
+    seeds = torch.tensor([1, 2, 2**62 + 7])
+    steps = [counted_noise(seeds, step, 50_000) for step in (1, 2, 4096)]
+    for noise in steps:
+        assert noise.dtype == torch.float32 and noise.min() > 0 and noise.max() < 1
+        assert all(kstest(row.numpy(), "uniform").pvalue > 0.001 for row in noise)
+    rows = torch.cat(steps)  # (9, V)
+    apart = torch.corrcoef(rows) - torch.eye(len(rows))
+    assert apart.abs().max() < 0.025  # 5.6 standard deviations of a correlation of 50,000 pairs
+    neighbours = torch.corrcoef(torch.stack([rows[:, 1:].flatten(), rows[:, :-1].flatten()]))
+    assert neighbours[0, 1].abs() < 0.01
+
+
+def test_counted_noise_of_a_row_depends_on_no_other_row():
+    alone, among = counted_noise(torch.tensor([9]), 3, 100), counted_noise(torch.tensor([4, 9, 5]), 3, 100)
+    assert torch.equal(alone[0], among[1])
+    assert torch.equal(counted_noise(torch.tensor([9]), 3, 60)[0], alone[0, :60])

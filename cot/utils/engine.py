@@ -2,7 +2,7 @@
 
 Every distinct prompt of a batch is computed once; its cache is then copied to one row for each temperature
 and repeat, and all rows are decoded together. A row samples by the Gumbel-max trick, argmax(logits + T·g),
-with noise from a generator seeded by its own key: its text depends on no other row, batch size or order.
+with noise that its own key names: its text depends on no other row, batch size or order.
 Log-probabilities come from the logits that decoding computes anyway.
 
 How likely a text is that another model wrote takes a forward pass of its own (`answer_nll`). Perplexity under
@@ -21,19 +21,60 @@ from cot.utils.engine_choice import TRANSFORMERS
 from cot.utils.kv_cache import make_room, use_grouped_attention
 from cot.utils.model_names import ModelSource
 from cot.utils.models import context_length, describe_model, end_token_ids, estimate_rows
-from cot.utils.sampling import ALL_TOKENS, forbid_tokens
+from cot.utils.sampling import ALL_TOKENS, counted_noise, forbid_tokens
 
 SHRINK_SHARE = 0.25  # finished rows that make it worth copying the cache of the others
 
 
 class _Row(Draft):
-    """A text with the noise that its seed key names; greedy ones need none."""
+    """A text with the noise that its seed key names; greedy ones need none, nor do those on a GPU."""
 
     def __init__(self, request: Request, device: torch.device, **how) -> None:
         super().__init__(request, **how)
         self.generator = None
-        if request.temperature:
+        if request.temperature and device.type != "cuda":
             self.generator = torch.Generator(device=device).manual_seed(request.seed)
+
+
+class _Draw:
+    """How the rows at hand, (B,), draw a token; made anew when some of them leave."""
+
+    def __init__(self, rows: Sequence[_Row], device: torch.device) -> None:
+        self.rows = list(rows)
+        heat = [[row.request.temperature] for row in rows]
+        self.temperature = torch.tensor(heat, device=device)  # (B, 1)
+        self.seeds = torch.tensor([row.request.seed for row in rows], device=device)  # (B,)
+        self.sampling = [row.request.sampling if row.request.temperature else ALL_TOKENS for row in rows]
+
+    def noise(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        """Uniform in (0, 1), (B, V). On a GPU a launch a row would cost more than the numbers."""
+        if logits.device.type == "cuda":
+            return counted_noise(self.seeds, step, logits.shape[1])
+        uniform = torch.full_like(logits, 0.5)
+        for i, row in enumerate(self.rows):
+            if row.generator is not None and row.status == "running":
+                uniform[i].uniform_(generator=row.generator)  # [0, 1): a 0 becomes -inf, which is never drawn
+        return uniform
+
+    def choose(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        """Draws one token a row, (B,), and records it; finished rows stay untouched until they leave.
+
+        Args:
+            logits: (B, V).
+            step: of the batch, from 1.
+        """
+        gumbel = self.noise(logits, step).log_().neg_().log_().neg_()  # (B, V)
+        noisy = logits + self.temperature * gumbel
+        noisy = forbid_tokens(noisy, logits, self.temperature, self.sampling)
+        tokens = noisy.argmax(dim=-1)  # (B,)
+        chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)  # (B,)
+
+        # one copy from the device; a token's number is exact in float32 below 2 ** 24
+        numbers, logprobs = torch.stack([tokens.float(), chosen]).tolist()
+        for row, number, logprob in zip(self.rows, numbers, logprobs, strict=True):
+            if row.status == "running":
+                row.add(int(number), logprob)
+        return tokens
 
 
 class TransformersEngine:
@@ -130,26 +171,26 @@ class TransformersEngine:
             )
             for request in requests
         ]
-        active = list(rows)
         with torch.inference_mode():
             logits, cache, mask = self._prefill(requests)  # logits (B, V), mask (B, T)
             position = mask.sum(dim=1, keepdim=True)  # (B, 1)
+            draw = _Draw(rows, self.model.device)
             for step in range(1, self.max_new_tokens + 1):
-                tokens = self._choose(logits, active)  # (B,)
-                keep = [i for i, row in enumerate(active) if row.status == "running"]
+                tokens = draw.choose(logits, step)  # (B,)
+                keep = [i for i, row in enumerate(draw.rows) if row.status == "running"]
                 if watch:
                     watch(step, len(keep))
                 if not keep:
                     break
 
                 # Finished rows leave, together, once there are enough of them.
-                if len(active) - len(keep) >= SHRINK_SHARE * len(active):
+                if len(draw.rows) - len(keep) >= SHRINK_SHARE * len(draw.rows):
                     index = torch.tensor(keep, device=mask.device)
                     cache.reorder_cache(index)
                     tokens, mask, position = tokens[index], mask[index], position[index]
-                    active = [active[i] for i in keep]
+                    draw = _Draw([draw.rows[i] for i in keep], self.model.device)
 
-                mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+                mask = torch.cat([mask, mask.new_ones(len(draw.rows), 1)], dim=1)
                 output = self.model(
                     input_ids=tokens[:, None],
                     attention_mask=mask,
@@ -182,25 +223,6 @@ class TransformersEngine:
         index = torch.tensor([place[request.prompt_ids] for request in requests], device=device)  # (B,)
         make_room(output.past_key_values, index, self.max_new_tokens)
         return output.logits[:, -1].float()[index], output.past_key_values, mask[index]
-
-    def _choose(self, logits: torch.Tensor, active: list[_Row]) -> torch.Tensor:
-        """Draws one token a row, (B,), and records it; finished rows stay untouched until they leave."""
-        uniform = torch.full_like(logits, 0.5)  # (B, V)
-        for i, row in enumerate(active):
-            if row.generator is not None and row.status == "running":
-                uniform[i].uniform_(generator=row.generator)  # [0, 1): a 0 becomes -inf, which is never drawn
-        gumbel = uniform.log_().neg_().log_().neg_()
-
-        temperature = torch.tensor([[row.request.temperature] for row in active], device=logits.device)
-        drawn_from = [row.request.sampling if row.request.temperature else ALL_TOKENS for row in active]
-        noisy = forbid_tokens(logits + temperature * gumbel, logits, temperature, drawn_from)
-        tokens = noisy.argmax(dim=-1)  # (B,)
-        chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)  # (B,)
-
-        for row, token, logprob in zip(active, tokens.tolist(), chosen.tolist(), strict=True):
-            if row.status == "running":
-                row.add(token, logprob)
-        return tokens
 
 
 def answer_nll(

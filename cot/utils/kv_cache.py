@@ -76,8 +76,8 @@ def make_room(cache: DynamicCache, index: torch.Tensor, room: int) -> None:
 
 
 def use_grouped_attention(model) -> None:
-    """Makes a model on a CPU attend over grouped heads in place; others keep the attention they have."""
-    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+    """Makes a model with PyTorch's attention attend over grouped heads in place; others keep their own."""
+    if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(GROUPED, _attend)
         AttentionMaskInterface.register(GROUPED, sdpa_mask)
         model.set_attn_implementation(GROUPED)

@@ -38,6 +38,7 @@ class Sampling:
 
 
 ALL_TOKENS = Sampling()
+_GOLDEN = 0x1E3779B97F4A7C15  # odd; the step's share of a place
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
@@ -93,6 +94,31 @@ def forbid_tokens(
     scores = scores.clone()
     scores[rows] = scores[rows].maximum(lowest_score).masked_fill(forbidden, -math.inf)
     return scores
+
+
+def counted_noise(seeds: "torch.Tensor", step: int, size: int) -> "torch.Tensor":
+    """Uniform numbers in (0, 1), (B, V) float32, where each is a function of its row's seed and its place.
+
+    So a row's noise depends on no other row, and all rows' come from a few launches, however many there are.
+
+    Args:
+        seeds: (B,) int64.
+        step: of the text, from 1.
+        size: V.
+
+    Source: the finalizer of MurmurHash3 (Appleby), twice, over the seed and then over step and token.
+    """
+    import torch
+
+    token = torch.arange(size, device=seeds.device)
+    mixed = _mix(_mix(seeds + step * _GOLDEN % 2**63)[:, None] + token)  # (B, V) int64, modulo 2 ** 64
+    return ((mixed >> 41) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)  # 23 bits: no 0 and no 1
+
+
+def _mix(numbers: "torch.Tensor") -> "torch.Tensor":
+    for shift, factor in ((33, -49064778989728563), (33, -4265267296055464877)):
+        numbers = (numbers ^ ((numbers >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return numbers ^ ((numbers >> 33) & 0x7FFFFFFF)
 
 
 def _column(values: Sequence[Sequence[float]], like: "torch.Tensor") -> "torch.Tensor":
