@@ -56,7 +56,7 @@ GENERATED = ["generated:12"]  # the students of a policy that was trained for ge
 
 def trained(text: str) -> tuple[str | None, str]:
     """`--trained`'s validator; its module is imported when the flag is used."""
-    from rl.runs import parse_trained
+    from rl.policies import parse_trained
 
     return parse_trained(text)
 
@@ -327,7 +327,7 @@ def run(args: argparse.Namespace) -> int:
     """Policies, moments, memories, answers, measures, report; returns the exit code."""
     from cot.utils.engine_choice import settle_engine
     from cot.utils.loading import check_loading, loading_of
-    from rl.runs import resolve_policies
+    from rl.policies import resolve_policies
 
     # who is asked what: a wrong flag ends here, before anything heavy loads
     if args.closed_loop and args.retry_failed:

@@ -28,7 +28,7 @@ from cot.utils.runner import Run
 from cot.utils.stats import mean_interval
 from cot.utils.students import Interaction, Manner, Profile
 from cot.utils.textbook import Chapter, Exercise, generate_exercises
-from rl.runs import Policy
+from rl.policies import Policy
 from rl.student_model import Student, draw_manner, needs_of
 
 MODELLESS = ("random", "oracle")

@@ -202,7 +202,7 @@ def walk_students(
     from rl.closed_loop import draw_course, start_walk, walk_with_tutors
     from rl.cohorts import describe_students
     from rl.conditions import HELD_OUT_SEED
-    from rl.runs import Policy
+    from rl.policies import Policy
 
     chapters = pick_chapters(PRESETS["cpu"]["chapters"])
     profiles, _, truths = describe_students(held_out.students, args.memory_level)
