@@ -6,7 +6,7 @@ signal (SIGKILL, SIGTERM or SIGINT) every few seconds at random, while another p
 strictly. Both runs must give the same files but for times. Prints the kills, the reads, memory and time per
 answer over the straight run; exit code 1 where something differs.
 
-    python tests/long_run.py --questions 20 --every_s 2
+    python tests/long_run.py --questions 20
     python tests/long_run.py
 """
 
@@ -36,9 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of this script."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--questions", type=int, default=2000, help="each asked at three temperatures")
-    parser.add_argument("--max_new_tokens", type=int, default=8, help="of an answer")
+    parser.add_argument("--max_new_tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--batch_size", type=int, default=32, help="answers at once")
-    parser.add_argument("--every_s", type=float, default=8.0, help="mean seconds between two signals")
+    parser.add_argument("--every_s", type=float, default=2.0, help="mean seconds between two signals")
     parser.add_argument("--seed", type=int, default=0, help="of the signals and their moments")
     return parser
 

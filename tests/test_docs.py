@@ -33,7 +33,7 @@ HEADINGS = {  # of a script's flags in the README of its room
 ROOM_OF = {script: script.partition("/")[0] if "/" in script else "rl" for script in HEADINGS}
 BENCHMARKS = (
     *("tests/bench_engine.py", "tests/bench_prompts.py", "tests/bench_retrieval.py"),
-    "tests/long_run.py",
+    *("tests/bench_scale.py", "tests/long_run.py"),
 )
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 # Keys that are data: whose record, of which chapter, by which policy.
