@@ -1,5 +1,6 @@
 """How a script ends: exit codes, one-line errors, real signals, a closed terminal."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -121,4 +122,4 @@ def test_an_absent_package_is_named_before_a_model_loads(package, monkeypatch):
 
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"{package} is not installed: pip install -r requirements\.txt"):
-        load_scorers()
+        inspect.unwrap(load_scorers)()  # the tests' own is made once

@@ -97,11 +97,12 @@ def test_a_sharded_checkpoint_loads_the_same_weights(qwen1_tiny, weights, loaded
 
 def test_missing_unknown_and_misshapen_tensors_are_named(qwen1_tiny, weights, tmp_path):
     without = {k: v for k, v in weights.items() if k != "transformer.ln_f.weight"}
-    cases = [(without, "model.norm.weight")]
-    cases += [(weights | {"transformer.h.0.extra": torch.ones(2)}, "transformer.h.0.extra")]
-    cases += [(weights | {"transformer.ln_f.weight": torch.ones(7)}, "transformer.ln_f.weight")]
-    for tensors, name in cases:
+    misfits = without | {"transformer.h.0.ln_1.weight": torch.ones(7)}
+    unknown = weights | {"transformer.h.0.extra": torch.ones(2)}
+    missing, misshapen = "missing model.norm.weight", "of another shape model.layers.0.input_layernorm.weight"
+    for tensors, problems in ((misfits, (missing, misshapen)), (unknown, ("transformer.h.0.extra",))):
         copy_with_weights(qwen1_tiny, tmp_path, {"model.safetensors": tensors})
-        assert name in load_refusal(tmp_path)
+        said = load_refusal(tmp_path)
+        assert all(problem in said for problem in problems), said
     (tmp_path / "qwen.tiktoken").unlink()
     assert "qwen.tiktoken" in load_refusal(tmp_path)
