@@ -1,5 +1,6 @@
 """Fixtures that several test modules share: tiny random models built from a config, and two real ones."""
 
+import collections
 import contextlib
 import functools
 import gc
@@ -54,6 +55,12 @@ FIELDS = {  # of an interaction
     "error_type": "forgot_to_carry",
     "what_helped": None,
 }
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Modules with slow tests come first, so that no process waits for another's at the end."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def make_tokenizer():
@@ -347,13 +354,17 @@ def planted_record(
     return record | changes
 
 
-def load_refusal(folder: Path) -> str:
-    """The line with which loading a model ends, which must be a usage error."""
+def load_refusal(folder: Path, tokenizer=None) -> str:
+    """The line with which loading a model ends, which must be a usage error.
+
+    Args:
+        tokenizer: the model's, where it is loaded already.
+    """
     from cot.utils.errors import UserError
     from cot.utils.models import load_model
 
     with pytest.raises(UserError) as caught:
-        load_model(str(folder), "cpu", "float32")
+        load_model(str(folder), "cpu", "float32", tokenizer)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     return str(caught.value)
 

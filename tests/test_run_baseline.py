@@ -335,8 +335,10 @@ def test_a_closed_terminal_leaves_the_results(tiny_long, tmp_path):
     terminal = Path(os.ttyname(slave))
     process = fork_here(run_baseline_cot.main, *flags, said=terminal, before=take_terminal)
     os.close(slave)
+    printed = b""
     while not any(path.read_bytes().count(b"\n") > 3 for path in tmp_path.rglob("journal_*.jsonl")):
-        os.read(master, 4096)
+        printed += os.read(master, 4096)
+    assert b"row/s" in printed  # the bar, on a terminal that does not know its width
     os.close(master)  # as SSH does that drops: a signal, and every print fails from now on
     assert wait_for_exit(process) == 128 + signal.SIGHUP
     read_cancelled(tmp_path)

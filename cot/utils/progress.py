@@ -1,5 +1,6 @@
 """Where a run stands, for the person at the terminal and for a log."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from tqdm import tqdm
 
 LINE_EVERY_S = 15.0  # where there is no terminal
 STEP_EVERY_S = 0.5  # of a batch in flight, on a terminal
+DEFAULT_SIZE = 80, 24
 
 
 def tell_how_far(what: str) -> Callable[[int, int], None]:
@@ -41,8 +43,17 @@ class Progress:
     def __init__(self, total: int, done: int, max_new_tokens: int, silent: bool = False) -> None:
         self._terminal, self._silent = sys.stderr.isatty() and not silent, silent
         self._start = self._last_line = time.monotonic()
+        # some terminals do not know their size: a bar as wide as they say would be empty
+        knows_size = self._terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        columns, lines = (None, None) if knows_size else DEFAULT_SIZE
         self._bar = tqdm(
-            total=total, initial=done, unit="row", disable=not self._terminal, dynamic_ncols=True
+            total=total,
+            initial=done,
+            unit="row",
+            disable=not self._terminal,
+            ncols=columns,
+            nrows=lines,
+            dynamic_ncols=knows_size,
         )
         self._total, self._first, self._done = total, done, done
         self._max_new_tokens, self._note = max_new_tokens, ""
