@@ -12,6 +12,8 @@ from rl.conditions import CHANGE, EVIDENCE, SINCE_CHANGE, hold_out
 from rl.lessons import CHAPTERS
 from rl.student_model import combinations, generate_student, needs_of
 
+pytestmark = pytest.mark.slow
+
 COURSE = load_chapters()[: len(CHAPTERS)]
 
 
@@ -48,7 +50,6 @@ def test_half_of_the_students_need_a_pair_that_no_training_has(held_out):
     assert all(found in (seen if student[0] == "S" else unseen) for student, found in needs.items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("split", ["test", "confirm"])
 def test_every_exercise_is_of_the_split_and_every_student_one_no_training_has_met(
     held_out, confirm, trained_for, split
@@ -61,7 +62,6 @@ def test_every_exercise_is_of_the_split_and_every_student_one_no_training_has_me
     assert trained_for.isdisjoint(student.history[:4] for student in asked.students)
 
 
-@pytest.mark.slow
 def test_the_splits_share_neither_exercises_nor_students(held_out, confirm):
     for said in (lambda cell: cell.moment.question.question, lambda cell: cell.memory.lines):
         asked, held = ({said(cell) for cell in cells_of(one, "own")} for one in (confirm, held_out))

@@ -190,6 +190,7 @@ def imported(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_key_of_an_import_and_a_fit_is_documented(imported):
     report, fitted = (read_strictly(imported / name) for name in ("memory/import.json", "mastery.json"))
     assert report["left_out"] and fitted["evaluation"]

@@ -97,6 +97,7 @@ def test_sliding_window_layers_follow_their_rows_when_rows_come_and_leave(tiny_q
     assert rows[0] == 8 and rows[-1] < 8  # rows did leave
 
 
+@pytest.mark.slow
 def test_texts_depend_on_no_batch_size_order_or_earlier_part_of_the_run(tiny_llama):
     model, tokenizer = tiny_llama
     model = with_ends(model, EARLY_ENDS)

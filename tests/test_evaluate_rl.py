@@ -37,6 +37,8 @@ from cot.utils.textbook import load_chapters
 from rl.explanations import Manner, calculations, explain
 from rl.moments import walk_textbook
 
+pytestmark = pytest.mark.slow
+
 PROFILES = load_profiles(PROFILES_DIR)
 CHAPTERS = load_chapters()[:5]  # of two test templates each
 MOMENTS = 78  # two exercises in each; S001, in second grade, has not come to the fifth chapter
@@ -164,7 +166,6 @@ def test_a_planted_copier_is_flagged(records_of):
     assert not tables["none"]["alarm"] and tables["none"]["copies_memory_share"] == 0.0
 
 
-@pytest.mark.slow
 def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown, records_of):
     histories = shown[0].histories
 
@@ -187,7 +188,6 @@ def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown, records_of)
     assert verdicts_of(summary_of(constant, {"ipo": "own"}))[adapts, "ipo"] != "yes"
 
 
-@pytest.mark.slow
 def test_training_that_teaches_to_follow_is_answered_yes_unless_it_costs_accuracy(records_of):
     def wrong(row, prompt):
         return follower(row, prompt) + "\n#### 123456"
@@ -288,7 +288,6 @@ def test_a_bad_choice_is_one_line_before_a_model_loads(models, tmp_path, flags, 
     assert code == 2 and message in err and err.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_the_result_files_and_the_report_keep_their_contract(finished):
     path, out = finished
     summary = read_strictly(path)
@@ -322,7 +321,6 @@ def test_the_result_files_and_the_report_keep_their_contract(finished):
     assert all((path.parent / figure).read_bytes()[:4] == b"\x89PNG" for figure in figures)
 
 
-@pytest.mark.slow
 def test_the_base_answers_before_and_the_trained_policy_after_and_every_text_is_judged_by_the_base(finished):
     answers = results(finished[0])
     for policy, digit in (("base", "1"), ("ipo", "2")):
@@ -338,7 +336,6 @@ def test_the_base_answers_before_and_the_trained_policy_after_and_every_text_is_
         assert record["base_perplexity"] == pytest.approx(math.exp(nll), rel=1e-3)
 
 
-@pytest.mark.slow
 def test_no_record_shows_another_student_or_the_future_as_own(finished):
     for record in results(finished[0]):
         if record["memory_arm"] == "own":
@@ -351,7 +348,6 @@ def test_no_record_shows_another_student_or_the_future_as_own(finished):
             assert record["memory_as_of"] != record["as_of"]
 
 
-@pytest.mark.slow
 def test_sigterm_saves_a_cancelled_result_and_the_same_command_continues_to_the_same(
     finished, models, tmp_path
 ):

@@ -42,6 +42,7 @@ def ticks_of(axis):
     return [label.get_text() for label in axis.get_xticklabels()]
 
 
+@pytest.mark.slow
 def test_a_sweeps_figures_say_what_they_show(drawn, tmp_path):
     failed = planted_record(
         "q99", correct=None, perplexity=None, error={"type": "x"}, semantic_similarity=None
@@ -73,6 +74,7 @@ def test_what_has_no_value_has_no_figure(tmp_path):
     assert len(draw_sweep([SWEEP[0], SWEEP[0]], tmp_path, "U")) == 3  # equal values: a flat box, no density
 
 
+@pytest.mark.slow
 def test_the_module_imports_no_plotting_library_and_needs_no_seaborn(tmp_path):
     code = (
         "import sys, json; from pathlib import Path; from cot.utils.figures import draw_sweep;"
@@ -82,6 +84,7 @@ def test_the_module_imports_no_plotting_library_and_needs_no_seaborn(tmp_path):
     assert run_python(code, json.dumps(SWEEP[:2]), tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_drawn_by_policy_over_the_chapters_and_by_what_broke(drawn, tmp_path):
     answers = [
         planted_record(
@@ -109,6 +112,7 @@ def test_an_evaluation_is_drawn_by_policy_over_the_chapters_and_by_what_broke(dr
     assert "(n = 40)" in axis.get_yticklabels()[0].get_text() and "%" in axis.get_xlabel()
 
 
+@pytest.mark.slow
 def test_training_is_drawn_with_what_was_held_out(drawn, tmp_path):
     """Twelve steps with a reward, two of them with held-out scores."""
     lines = [{"step": step, "reward": float(step), "kl": 0.1 * step} for step in range(1, 13)]

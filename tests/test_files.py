@@ -35,6 +35,7 @@ VALUES = st.recursive(
 # ---- strict JSON
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(VALUES)
 def test_anything_becomes_strict_json(value):

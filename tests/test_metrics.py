@@ -72,6 +72,7 @@ def test_similarity_by_hand_with_each_distinct_text_encoded_once():
         semantic_similarity(["a"], [], embedder)
 
 
+@pytest.mark.slow
 def test_any_text_is_measured_and_of_an_endless_one_the_first_10_000_characters(nlp):
     texts = ["\ud800 3 eggs \udfff.", "3 eggs. " * 12_500, "9" * 100_000]
     assert count_steps(texts, nlp) == [1, 10_000 // 8, 1]  # "3 eggs. " has 8 characters

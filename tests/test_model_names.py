@@ -275,6 +275,7 @@ def test_a_hub_model_is_downloaded_without_code_and_pickled_weights(tiny_folder,
     assert sorted(os.listdir(snapshot)) == sorted(os.listdir(tiny_folder))
 
 
+@pytest.mark.slow
 def test_a_revision_is_asked_for_by_name_and_pinned_to_its_commit(tiny_folder, tmp_path):
     """The fake hub has one commit, under the names `main`, `v1` and its own."""
     code = "source = resolve_model('me/good', name); print(source.revision, fetch_model(source).path)"

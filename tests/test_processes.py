@@ -4,14 +4,10 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from conftest import (
-    ENVIRONMENT,
-    REPO_ROOT,
     fork_here,
     long_context,
     only,
@@ -51,31 +47,6 @@ def be_process(monkeypatch):
 
     yield become
     del store
-
-
-def launch_two(script: str, *flags) -> subprocess.Popen:
-    """Two processes of a script, started as a user starts them."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    return subprocess.Popen(
-        [*launcher, str(REPO_ROOT / script), *map(str, flags)],
-        cwd=REPO_ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_lines(launch: subprocess.Popen, folder, pattern: str, count: int):
-    """The file of that name, once it has so many lines."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and launch.poll() is None:
-        for path in folder.rglob(pattern):
-            if path.read_bytes().count(b"\n") >= count:
-                return path
-        time.sleep(0.02)
-    launch.terminate()
-    pytest.fail(f"no {count} lines in time: {launch.communicate()}")
 
 
 def answers(folder) -> list[dict]:
@@ -210,30 +181,36 @@ def test_two_processes_give_what_one_gives(be_process, tiny_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_that_is_killed_costs_its_batch_in_flight_and_the_same_command_finishes(tiny_folder, tmp_path):
+def test_one_that_is_killed_costs_its_batch_in_flight_and_the_same_command_finishes(
+    be_process, tiny_folder, tmp_path
+):
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = [*SMALL, "--model_name", model, "--subset_size", "24", "--temperatures", "0.6"]
     flags += ["--max_new_tokens", "60", "--output_dir"]
-    launch = launch_two("cot/run_baseline_cot.py", *flags, tmp_path / "two")
-    code, _, stderr = run_here(run_baseline_cot.main, *flags, tmp_path / "one")
-    assert code == 0, stderr
-
-    part = wait_for_lines(launch, tmp_path / "two", "journal_*_rank1.jsonl", 3)  # one or two batches
-    victim = int(part.with_suffix(".pid").read_text())
-    os.kill(victim, signal.SIGSTOP)
+    processes = []
+    for rank in (0, 1):
+        be_process(rank)
+        processes.append(fork_here(run_baseline_cot.main, *flags, tmp_path / "two"))
+    be_process(None)
+    first, second = processes
+    while not any(path.read_bytes().count(b"\n") >= 3 for path in tmp_path.rglob("journal_*_rank1.jsonl")):
+        time.sleep(0.01)  # one or two batches
+    os.kill(second, signal.SIGSTOP)
     code, _, stderr = run_here(run_baseline_cot.main, *flags, tmp_path / "two")
     assert code == 2 and re.search(r"process \d+ is at this run; wait for it or stop it\n$", stderr)
-    os.kill(victim, signal.SIGKILL)
-    _, stderr = launch.communicate(timeout=60)
-    assert launch.returncode != 0 and "Traceback" not in stderr.split("torch/distributed")[0]
+    os.kill(second, signal.SIGKILL)
+    os.kill(first, signal.SIGTERM)  # as a launcher does when one of its processes has ended so
+    assert [wait_for_exit(process) for process in processes] == [128 + signal.SIGTERM, -signal.SIGKILL]
 
-    # the launcher has ended process 0, too; both parts' answers are in the result file
+    # both parts' answers are in the result file
     parts = sorted((tmp_path / "two").rglob("journal_*.jsonl"))
     kept = [json.loads(line).get("records", {}) for path in parts for line in path.read_text().splitlines()]
     found = read_strictly(only(tmp_path / "two", "results_*.json"))
     assert (found["status"], len(found["results"])) == ("cancelled", sum(map(len, kept)))
     assert 2 <= len(found["results"]) < 24
 
+    code, _, stderr = run_here(run_baseline_cot.main, *flags, tmp_path / "one")
+    assert code == 0, stderr
     code, stdout, stderr = run_here(run_baseline_cot.main, *flags, tmp_path / "two")
     assert code == 0 and f"{24 - len(found['results'])} of 24 rows left" in stdout, stderr
     assert answers(tmp_path / "two") == answers(tmp_path / "one")

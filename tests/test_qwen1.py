@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from cot.utils.engine import Request, TransformersEngine
 from cot.utils.models import context_length, load_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def loaded(qwen1_tiny):

@@ -33,6 +33,8 @@ from cot.utils.fidelity import EXPLANATION_STYLES
 from cot.utils.paths import PROFILES_DIR
 from rl import simulate_students
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--dataset", "textbook", "--device", "cpu", "--max_new_tokens", "24", "--cot_prompt", "Solve."]
 LONG = [
     *SMALL,
@@ -133,7 +135,6 @@ def test_the_jq_lines_of_the_sweeps_run(factorial):
     assert len(comparisons.splitlines()) == 5
 
 
-@pytest.mark.slow
 def test_memory_as_of_a_moment_shows_nothing_later(tiny_long, tmp_path):
     """S001's log begins on 5 January 2026: before it nothing is retrieved, and no skill has a mastery."""
     flags = ["--model_name", tiny_long, "--students", "S001", "--subset_size", "1", "--temperatures", "0.0"]
@@ -191,7 +192,6 @@ def read_to_its_end(process: int, folder: Path) -> int:
     return os.waitstatus_to_exitcode(ended[1])
 
 
-@pytest.mark.slow
 def test_a_sweep_killed_at_random_moments_continues_to_what_an_uninterrupted_one_gives(tiny_long, tmp_path):
     flags = [*SMALL, "--model_name", tiny_long, "--subset_size", "30", "--temperatures", "0.0", "0.6"]
     flags += ["--batch_size", "2", "--max_new_tokens", "60"]
@@ -224,7 +224,6 @@ def test_a_sweep_killed_at_random_moments_continues_to_what_an_uninterrupted_one
     assert len(keys) == len(set(keys)) == 60
 
 
-@pytest.mark.slow
 def test_what_an_engine_that_dies_or_ends_early_has_answered_is_kept(tiny_long, tmp_path, monkeypatch):
     from transformers import LlamaForCausalLM
 
@@ -265,7 +264,6 @@ def test_what_an_engine_that_dies_or_ends_early_has_answered_is_kept(tiny_long, 
     assert without_times(read_strictly(only(tmp_path / "out", "results_*.json"))) == expected
 
 
-@pytest.mark.slow
 def test_a_fault_while_figures_are_drawn_costs_no_answer(tiny_long, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
@@ -307,7 +305,6 @@ def read_cancelled(folder) -> None:
     assert set(found["summary"]) == {"rows_done", "timing"}  # at 100,000 rows there is no time for more
 
 
-@pytest.mark.slow
 def test_signals_flush_and_leave_with_their_exit_code(tiny_long, tmp_path):
     for signum in (signal.SIGTERM, signal.SIGINT):
         folder, said = tmp_path / signum.name, tmp_path / f"{signum.name}.txt"
@@ -323,7 +320,6 @@ def test_signals_flush_and_leave_with_their_exit_code(tiny_long, tmp_path):
         read_cancelled(folder)
 
 
-@pytest.mark.slow
 def test_a_closed_terminal_leaves_the_results(tiny_long, tmp_path):
     master, slave = os.openpty()
 
@@ -361,7 +357,6 @@ def test_a_signal_while_a_batch_is_saved_loses_no_row_of_it(tiny_long, tmp_path,
     read_cancelled(tmp_path)
 
 
-@pytest.mark.slow
 def test_a_full_disk_leaves_readable_files_and_the_same_command_finishes(tiny_long, tmp_path, monkeypatch):
     flags = [*SMALL, "--model_name", tiny_long, "--subset_size", "12", "--temperatures", "0.0"]
     flags += ["--batch_size", "2", "--output_dir", tmp_path]
@@ -390,7 +385,6 @@ def test_a_full_disk_leaves_readable_files_and_the_same_command_finishes(tiny_lo
 # ---- failed answers
 
 
-@pytest.mark.slow
 def test_a_failed_sample_is_a_record_and_too_many_are_an_exit_code(tiny_folder, tmp_path):
     """The tiny model's context is 128 tokens: the long question cannot be asked."""
     questions = [("2 + 3?", "#### 5"), ("How many? " * 40, "#### 5"), ("4 + 4?", "#### 8")]
@@ -411,7 +405,6 @@ def test_a_failed_sample_is_a_record_and_too_many_are_an_exit_code(tiny_folder, 
     assert run_here(run_baseline_cot.main, *flags, "--fail_on_error", "0.5")[0] == 0
 
 
-@pytest.mark.slow
 def test_failed_answers_are_generated_again_and_the_others_kept(tiny_long, tmp_path, monkeypatch):
     import torch
     from transformers import LlamaForCausalLM
@@ -477,7 +470,6 @@ def interrupted(tiny_long, tmp_path_factory):
     return flags, folder, journal, records
 
 
-@pytest.mark.slow
 def test_students_who_say_no_wish_are_shown_by_their_history_and_judged_by_their_needs(interrupted):
     _, folder, _, records = interrupted
     truth = read_strictly(folder / "profiles" / "truth.json")
@@ -489,7 +481,6 @@ def test_students_who_say_no_wish_are_shown_by_their_history_and_judged_by_their
         assert record["fidelity"] in (0.0, 0.5, 1.0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["profile", "memory", "code"])
 def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrupted, monkeypatch):
     flags, folder, journal, records = interrupted
@@ -516,14 +507,12 @@ def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrup
     assert re.search(rf"not continuing {journal.name}: .*{changed}.* changed", stdout)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("further", [["--min_p", "0.9"], ["--attn_implementation", "eager"]])
 def test_another_filter_or_attention_is_another_run(interrupted, further):
     flags, folder, _, _ = interrupted
     assert "continuing" not in sweep(run_baseline_faiss.main, folder, *flags, *further)
 
 
-@pytest.mark.slow
 def test_a_run_that_continues_decodes_in_batches_of_the_size_it_began_with(interrupted):
     flags, folder, journal, _ = interrupted
     smaller = '"batch_size": 128', '"batch_size": 3'
@@ -533,7 +522,6 @@ def test_a_run_that_continues_decodes_in_batches_of_the_size_it_began_with(inter
     assert [len(batch) for batch in batches if batch] == [3, 1]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: it would go on")
 def test_a_run_continues_where_the_engine_that_began_it_is_not_installed(interrupted):
     flags, folder, journal, _ = interrupted
@@ -553,7 +541,6 @@ def test_a_run_continues_where_the_engine_that_began_it_is_not_installed(interru
     assert (config["engine"], len(model["engines"])) == ("transformers", 2)
 
 
-@pytest.mark.slow
 def test_what_narrows_a_draw_is_recorded_and_a_checkpoints_own_settings_are_not_used(tiny_folder, tmp_path):
     """The checkpoint asks for its most probable token alone, which the flags do not."""
     model = long_context(tiny_folder, tmp_path / "tiny-llama")

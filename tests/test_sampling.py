@@ -95,6 +95,7 @@ def draw(model, tokenizer, sampling, temperature=1.0, count=2000) -> list[Comple
     return [completion for batch in engine.generate(requests) for _, completion in batch]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "temperature", "support"),
     [

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pytest
 from conftest import run_here
 
 from cot.utils.paths import PROFILES_DIR
@@ -14,6 +15,7 @@ from rl.student_model import needs_of
 PROFILE = {"student_id": "S1", "grade_level": "4th grade", "strengths": [], "challenges": []}
 
 
+@pytest.mark.slow
 def test_no_exercise_of_a_memory_is_in_an_evaluation():
     log = MemoryLog(PROFILES_DIR / "memory")
     remembered = {item.question for student_id in log.students() for item in log.read(student_id)}

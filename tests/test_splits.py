@@ -54,6 +54,7 @@ def file(tmp_path):
 # --- data with a split ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_meets_train_templates_and_is_evaluated_on_test_templates():
     train, held_out, source = pick("--eval_size", 40, students=("--students", "generated:80"))
     assert (len(train), len(held_out)) == (80, 40)  # 10 steps x 8 prompts

@@ -139,6 +139,7 @@ def share(values) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.slow
 def test_no_profile_says_what_a_generated_student_needs(generated):
     for student in generated:
         assert student.profile.explanation_style is None and student.profile.learning_preferences == []
@@ -170,6 +171,7 @@ def test_nobody_has_an_unseen_pair_in_training_but_its_halves_occur():
     assert found == set(unseen)
 
 
+@pytest.mark.slow
 def test_after_a_change_the_newer_need_is_the_truth_and_decides_what_helps():
     right = {False: [], True: []}  # late or early, in the newer style
     for number in range(60):

@@ -88,6 +88,7 @@ def drawn():
     ]
 
 
+@pytest.mark.slow
 def test_gold_solutions_are_exact_and_end_in_the_answer(drawn):
     assert len(drawn) >= 5000  # (12 chapters * 8 templates + 30 of the split confirm) * 2 wordings * 20
     for chapter, template, exercise in drawn:

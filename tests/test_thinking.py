@@ -140,6 +140,7 @@ def sweep(tmp_path, scorers, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("planted", "flags", "end", "thinking_tokens"),
     [

@@ -84,6 +84,7 @@ def test_a_run_whose_completions_are_all_clipped_warns_and_then_stops(train, lin
     assert code == 1 and "stopped at step 21" in said
 
 
+@pytest.mark.slow
 def test_a_short_run_that_taught_nothing_is_no_success_however_often_it_is_repeated(train, tmp_path):
     model = plant_policy(tmp_path / "policy", {"": {"1": 1.0}, "1": {"<|im_end|>": 1.0}}, CHATML, IM)
     for _ in range(2):

@@ -27,6 +27,8 @@ from rl.settings import fill_preset
 from rl.splits import load_data
 from rl.train_rl_memory import IDENTITY, build_data, main, parse_args
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "rl/train_rl_memory.py"
 WEIGHTS = TUTOR_WEIGHTS | {"coin": 0.5}
 
@@ -172,7 +174,6 @@ def test_a_control_shows_its_memory_alone_and_anothers_is_paid_for_fit(flags, ti
         assert row["fit_to"] == (row["student_id"] if memory == "shuffled" else None)
 
 
-@pytest.mark.slow
 def test_a_lora_adapter_is_trained_and_a_tracker_gets_the_curves(flags, tmp_path):
     pytest.importorskip("tensorboard", reason="pip install tensorboard")
     argv = flags(output_dir=tmp_path, max_steps=1, report_to="tensorboard", lora_r=2)
@@ -221,7 +222,6 @@ def kill_while_a_checkpoint_is_written(process: int, folder: Path) -> Path:
     pytest.fail("ended before it could be killed")
 
 
-@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written_and_resumed_sees_the_prompts_of_a_straight_run(flags, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     options = {"max_steps": 12, "save_steps": 2}
@@ -287,7 +287,6 @@ def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch)
     assert code == 1 and "try --per_device_train_batch_size 4" in error
 
 
-@pytest.mark.slow
 def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, flags, tmp_path):
     from torch.distributed import TCPStore
 
@@ -316,7 +315,6 @@ def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finishe
     assert states == ["rng_state_0.pth", "rng_state_1.pth"]  # there were two
 
 
-@pytest.mark.slow
 def test_sharded_weights_learn_from_the_same_prompts_and_are_saved_whole(finished, flags, tmp_path):
     """FSDP 2. At the first step the policy is the reference: their divergence is 0."""
     from safetensors.torch import load_file

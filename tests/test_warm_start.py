@@ -24,6 +24,8 @@ from rl.lessons import CHAPTERS, Lesson
 from rl.supervised import IGNORED, make_batch
 from rl.warm_start import build_parser, examine, load_arms, main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def school(tmp_path_factory) -> Path:
@@ -49,7 +51,6 @@ def made(school, tmp_path_factory) -> Path:
     return make(school, tmp_path_factory.mktemp("tutor"))
 
 
-@pytest.mark.slow
 def test_another_model_is_continued_with_its_own_tokenizer(made, school, tmp_path):
     # at a rate of nearly nothing the weights stay: it is this model that was continued
     further = make(school, tmp_path / "further", model_name=made, learning_rate=1e-6, steps=3)
@@ -59,7 +60,6 @@ def test_another_model_is_continued_with_its_own_tokenizer(made, school, tmp_pat
     assert 0 < max((after[name] - before[name]).abs().max() for name in before) < 1e-5
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path, monkeypatch):
     flags = {"profiles_dir": school, "rows": 100, "steps": 24, "memory_steps": 8, "eval_size": 8}
     flags |= {"model_name": made, "students": 4, "learning_rate": 1e-3, "batch_rows": 8}
@@ -87,7 +87,6 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path, monk
     assert weights[0] == weights[1] and not checkpoint.exists()
 
 
-@pytest.mark.slow
 def test_an_adapter_is_trained_and_its_base_stays(made, school, tmp_path):
     adapter = make(school, tmp_path / "adapter", model_name=made, use_peft="", learning_rate=1e-3)
     assert {path.suffix for path in adapter.iterdir()} <= {".json", ".jinja", ".safetensors", ".md"}
@@ -163,7 +162,6 @@ def test_the_policy_in_the_repository_is_small_safe_and_made_by_the_command_with
     assert made_with == {name: defaults[name] for name in made_with} and "steps" in made_with
 
 
-@pytest.mark.slow
 def test_the_policy_in_the_repository_does_what_its_record_says():
     """It solves a part, and was never taught to follow a memory."""
     args = build_parser().parse_args(["--eval_size", "40", "--seed", "7", "--students", "40"])
