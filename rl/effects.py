@@ -2,7 +2,8 @@
 
 A cell is one answer: (seed, question, student). Intervals are over three ways at once: the templates that the
 questions were drawn from, the students, and the training seeds. The base has no seed: its answers count once.
-An effect pairs two sides of `rl/hypotheses.py` cell by cell.
+An effect pairs two sides of `rl/hypotheses.py` cell by cell. Means, differences and their intervals are those
+of `cot/utils/clusters.py`, with the seeds as a further way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cot.utils.clusters import LIMITS, UNIT
+from cot.utils.clusters import Sample, effect_of, mean_of, share_of
 from cot.utils.comparisons import (
     LEAST_CLUSTERS,
     LEAST_LEVELS,
@@ -22,9 +23,9 @@ from cot.utils.comparisons import (
 from cot.utils.findings import Hypothesis, judge_effect, render_table, render_verdicts, show_interval
 from cot.utils.model_names import BASE
 from cot.utils.prompts import FENCE_MARK
-from cot.utils.stats import Interval, clustered_mean, clustered_share
+from cot.utils.stats import Interval
 from cot.utils.students import STYLE_IN_WORDS, Profile
-from cot.utils.tables import group, number_names, usable
+from cot.utils.tables import Records, Table, group, renumber, usable
 from rl.closed_loop import MODELLESS
 from rl.conditions import CHANGE, HeldOut
 from rl.hypotheses import Side, list_hypotheses
@@ -50,8 +51,6 @@ SEEDLESS = (BASE, "supervised", *MODELLESS)  # the same beside every training
 WALKED = ("learning_gain", "fit", "support_fit", "sound", "right")  # of a walk in the closed loop
 NO_SEED = -1
 LETTERS = {"seen": "S", "unseen": "U"}  # with which the ids of generated students begin, by pairs of needs
-
-Cells = dict[tuple[int, str, str], float]  # a value for each (seed, question, student)
 
 
 def add_measures(records: Sequence[dict], trained: Mapping[str, tuple[str, int]], held_out: HeldOut) -> None:
@@ -91,71 +90,83 @@ def add_measures(records: Sequence[dict], trained: Mapping[str, tuple[str, int]]
     mark_changes(records, "broken", was_right=True)
 
 
-def select_cells(answers: Mapping[Side, Sequence[dict]], measure: str, side: Side) -> Cells:
-    """One measure of a side's answers.
+def select(answers: Mapping[Side, Records], measure: str, side: Side) -> Table:
+    """The answers of a side that have a measure.
 
     Args:
         answers: records by `Side`, without regard to pairs of needs.
     """
-    letter = LETTERS[side.pairs] if side.pairs else ""
-    return {
-        (
-            NO_SEED if record["arm"] in SEEDLESS else record["seed"],
-            record["question_id"],
-            record["student_id"],
-        ): float(record[MEASURES[measure]])
-        for record in answers.get(side._replace(pairs=None), ())
-        if record[MEASURES[measure]] is not None and record["student_id"].startswith(letter)
-    }
+    found = Table.of(answers.get(side._replace(pairs=None), ()))
+    there = np.isfinite(found.values(MEASURES[measure]))
+    if side.pairs:
+        there &= found.flags(side.pairs, lambda record: record["student_id"].startswith(LETTERS[side.pairs]))
+    return found.take(there)
 
 
-def cross(cells: Cells) -> tuple:
-    """Template, student and seed of each cell, as numbers."""
-    return (
-        number_names([question.rsplit("/", 1)[0] for _, question, _ in cells]),
-        number_names([student for _, _, student in cells]),
-        number_names([seed for seed, _, _ in cells]),
-    )
+def cross(cells: Table) -> Sample:
+    """Cells as observations, with their templates, students and seeds as ways."""
+    return Sample([cells], _ways_of(cells))
 
 
-def pool(cells: Cells, measure: str) -> Interval:
-    """Mean of an arm's measure with its interval over templates, students and seeds."""
-    values = np.array(list(cells.values()), dtype=float)
-    if measure == "accuracy":
-        return clustered_share(values, cross(cells))
-    found = clustered_mean(values, cross(cells), LIMITS.get(MEASURES[measure], UNIT))
-    return {key: found[key] for key in ("n", "mean", "low", "high")}
+def pair(one: Table, other: Table, key: str) -> Sample:
+    """Both sides, cell by cell; what has no seed stands beside every seed.
 
+    It is not `tables.align`, as the other side may have asked other students: their mean on the question then
+    stands for them.
 
-def pool_differences(cells: Cells) -> Interval:
-    """Mean of a measure's difference, at most 1, with its interval as in `pool`, `clusters` and `seeds`."""
-    templates, students, seeds = cross(cells)
-    values = np.array(list(cells.values()), dtype=float)
-    found = clustered_mean(values, (templates, students, seeds), (-1.0, 1.0))
-    effect = {key: found[key] for key in ("n", "mean", "low", "high")}
-    return effect | {"clusters": len(np.unique(templates)), "seeds": len(np.unique(seeds))}
-
-
-def subtract(one: Cells, other: Cells, share: float = 1.0) -> Cells:
-    """Cell by cell, `one` minus a share of `other`; what has no seed stands beside every seed.
-
-    Where the other side asked other students, their mean on the question stands for them.
-
-    >>> subtract({(0, "q", "S1"): 1.0, (0, "q", "S2"): 0.0}, {(0, "q", "S1"): 1.0})
-    {(0, 'q', 'S1'): 0.0, (0, 'q', 'S2'): -1.0}
+    Args:
+        key: of the measure in a record.
     """
-    by_question: dict[tuple[int, str], list[float]] = {}
-    for (seed, question, _), value in other.items():
-        by_question.setdefault((seed, question), []).append(value)
-    differences: Cells = {}
-    for (seed, question, student), value in one.items():
-        for beside in (seed, NO_SEED):
-            found = by_question.get((beside, question))
-            if found:
-                against = other.get((beside, question, student), sum(found) / len(found))
-                differences[seed, question, student] = value - share * against
+    cells: dict[tuple, float] = {}
+    by_question: dict[tuple, list[float]] = {}
+    for record, value in zip(other, other.values(key).tolist(), strict=True):
+        where = name_seed(record), record["question_id"]
+        cells[*where, record["student_id"]] = value
+        by_question.setdefault(where, []).append(value)
+
+    places, against = [], []
+    for place, record in enumerate(one):
+        for beside in (name_seed(record), NO_SEED):
+            if found := by_question.get((beside, record["question_id"])):
+                places.append(place)
+                cell = beside, record["question_id"], record["student_id"]
+                against.append(cells.get(cell, sum(found) / len(found)))
                 break
-    return differences
+    paired = one.take(places)
+    return Sample([paired, Table([{key: value} for value in against])], _ways_of(paired))
+
+
+def name_seed(record: Mapping) -> int:
+    """The seed of a cell's training, where there was one."""
+    return NO_SEED if record["arm"] in SEEDLESS else record["seed"]
+
+
+def _ways_of(cells: Table) -> list[np.ndarray]:
+    return [
+        renumber(cells.codes("template", lambda record: record["question_id"].rsplit("/", 1)[0])),
+        renumber(cells.codes("student", lambda record: record["student_id"])),
+        renumber(cells.codes("seed", name_seed)),
+    ]
+
+
+def pool(cells: Table, measure: str) -> Interval:
+    """Mean of an arm's measure with its interval over templates, students and seeds."""
+    key = MEASURES[measure]
+    return share_of(cross(cells), key) if measure == "accuracy" else mean_of(cross(cells), key)
+
+
+def measure_effect(sample: Sample, key: str, signs: Sequence[float] = (1,), minus: float = 0.0) -> Interval:
+    """`n, mean, low, high` as in `pool`, of one side or of two sides' difference, `clusters` and `seeds`.
+
+    Args:
+        signs: with which each side's value enters.
+        minus: what is taken off.
+    """
+    found = effect_of(sample, key, signs)
+    bounds = {name: found[name] for name in ("mean", "low", "high")}
+    less = {name: None if value is None else value - minus for name, value in bounds.items()}
+    seeds = len(np.unique(sample.ways[2]))
+    return {"n": found["n"], **less, "clusters": sample.clusters, "seeds": seeds}
 
 
 def summarize(records: Sequence[dict], level: str = "history") -> dict:
@@ -171,15 +182,15 @@ def summarize(records: Sequence[dict], level: str = "history") -> dict:
     """
     answers = {
         Side(*side): rows
-        for side, rows in group(records, "arm", "memory_arm", "temperature", "sample").items()
+        for side, rows in group(Table.of(records), "arm", "memory_arm", "temperature", "sample").items()
     }
     table = []
     for side in answers:
         row: dict[str, Any] = {"arm": side.arm, "memory_arm": side.condition}
         row |= {"temperature": side.temperature, "sample": side.sample}
-        row |= {name: pool(select_cells(answers, name, side), name) for name in MEASURES}
+        row |= {name: pool(select(answers, name, side), name) for name in MEASURES}
         row["by_pair"] = {
-            pairs: pool(select_cells(answers, "fidelity", side._replace(pairs=pairs)), "fidelity")
+            pairs: pool(select(answers, "fidelity", side._replace(pairs=pairs)), "fidelity")
             for pairs in LETTERS
         }
         table.append(row)
@@ -191,12 +202,13 @@ def summarize(records: Sequence[dict], level: str = "history") -> dict:
 
 def judge(answers: Mapping[Side, Sequence[dict]], asked: Hypothesis) -> dict:
     """One hypothesis' `hypothesis, claim, measure, effect, bound, verdict`; the last None without a claim."""
-    one = select_cells(answers, asked.measure, asked.one)
+    one, key = select(answers, asked.measure, asked.one), MEASURES[asked.measure]
     if asked.other is None:
-        difference = {key: value - asked.minus for key, value in one.items()}
+        effect = measure_effect(cross(one), key, minus=asked.minus)
     else:
-        difference = subtract(one, select_cells(answers, asked.measure, asked.other), asked.share)
-    verdict = judge_effect(asked, pool_differences(difference))
+        paired = pair(one, select(answers, asked.measure, asked.other), key)
+        effect = measure_effect(paired, key, signs=(1, -asked.share))
+    verdict = judge_effect(asked, effect)
     if verdict["verdict"] is not None and verdict["effect"]["seeds"] < LEAST_LEVELS:
         verdict["verdict"] = UNDECIDED
     return verdict
@@ -209,21 +221,22 @@ def judge_walks(walks: Mapping[str, Sequence[dict]], trained: Mapping[str, tuple
         walks: by policy or tutor, `closed_loop.Learner.describe` of each student.
         trained: the arm and the seed of each policy.
     """
-    cells: dict[tuple[str, str], Cells] = {}
+    walked: dict[str, list[dict]] = {}
     for tutor, found in walks.items():
         arm, seed = trained.get(tutor, (tutor, 0))
-        for walk in found:
-            for measure in WALKED:
-                key = (NO_SEED if arm in SEEDLESS else seed, walk["student_id"], "")
-                cells.setdefault((arm, measure), {})[key] = walk[measure]
+        who = {"arm": arm, "seed": seed, "student_id": ""}  # students are the first way: there is no question
+        walked.setdefault(arm, []).extend(walk | who | {"question_id": walk["student_id"]} for walk in found)
+    cells = {arm: Table(found) for arm, found in walked.items()}
 
-    arms = list(dict.fromkeys(arm for arm, _ in cells))
-    rows = [{"arm": arm, **{name: pool_differences(cells[arm, name]) for name in WALKED}} for arm in arms]
+    rows = [
+        {"arm": arm, **{name: measure_effect(cross(found), name) for name in WALKED}}
+        for arm, found in cells.items()
+    ]
     learning = []
     for other in ("no_memory", BASE):
-        if {"ipo", other} <= set(arms):
-            gains = subtract(cells["ipo", "learning_gain"], cells[other, "learning_gain"])
-            effect = pool_differences(gains)
+        if {"ipo", other} <= set(cells):
+            paired = pair(cells["ipo"], cells[other], "learning_gain")
+            effect = measure_effect(paired, "learning_gain", signs=(1, -1))
             decided = decide(effect) if effect["seeds"] >= LEAST_LEVELS else UNDECIDED
             claim = f"students learn more with IPO than with {other}"
             described = {"hypothesis": "h", "claim": claim, "measure": "learning_gain"}

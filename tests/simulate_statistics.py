@@ -31,7 +31,8 @@ from cot.utils.cli import Distinct, OneLineParser, number
 from cot.utils.clusters import OF_THE_STUDENT, effect_of, mean_of, observe, share_of
 from cot.utils.findings import render_table
 from cot.utils.stats import mcnemar_exact, wilson_interval
-from rl.effects import Cells, pool, pool_differences, subtract
+from cot.utils.tables import Table
+from rl.effects import measure_effect, pair, pool
 
 LEVEL = 0.05
 DRAWS = 500  # of the percentile bootstrap
@@ -146,7 +147,7 @@ def run_evaluation(rng: np.random.Generator, template: float = 0.0, student: flo
     yield "trained − base", trained, own, 0.5
 
 
-def run_experiment(rng: np.random.Generator, seeds: int) -> tuple[Cells, Cells, Cells]:
+def run_experiment(rng: np.random.Generator, seeds: int) -> tuple[Table, Table, Table]:
     """400 exercises of 10 templates, each for 2 of 8 students: two trained arms, and the base, right or not.
 
     Trainings differ by 3 points, their templates by 6 more; arms differ by 8 points in a template.
@@ -155,24 +156,27 @@ def run_experiment(rng: np.random.Generator, seeds: int) -> tuple[Cells, Cells, 
     students = np.array([rng.permutation(STUDENTS)[:2] for _ in exercise])  # (400, 2)
     easy = 0.5 + vary(rng, 0.1, 10)[template] + vary(rng, 0.05, 400)
 
-    def train() -> Cells:
+    def train() -> Table:
         of_template, of_student = vary(rng, 0.06, 10)[template], vary(rng, 0.02, STUDENTS)[students]
-        cells = {}
+        cells: list[dict] = []
         for seed in range(seeds):
             moved = vary(rng, 0.03) + vary(rng, 0.06, 10)[template]
-            cells |= draw((easy + of_template + moved)[:, None] + of_student, seed)
-        return cells
+            cells += draw((easy + of_template + moved)[:, None] + of_student, {"arm": "ipo", "seed": seed})
+        return Table(cells)
 
-    def draw(right: np.ndarray, seed: int) -> Cells:
+    def draw(right: np.ndarray, who: dict) -> list[dict]:
         correct = rng.random(right.shape) < right
-        return {
-            (seed, f"c{template[e] // 2}/t{template[e]}/{e}", f"S{students[e, place]}"): float(
-                correct[e, place]
-            )
+        return [
+            who
+            | {
+                "question_id": f"c{template[e] // 2}/t{template[e]}/{e}",
+                "student_id": f"S{students[e, place]}",
+                "correct": correct[e, place],
+            }
             for e, place in np.ndindex(correct.shape)
-        }
+        ]
 
-    return train(), train(), draw(np.repeat(easy[:, None], 2, axis=1), -1)
+    return train(), train(), Table(draw(np.repeat(easy[:, None], 2, axis=1), {"arm": "base", "seed": 0}))
 
 
 # --- three ways to count --------------------------------------------------------------------------------
@@ -225,13 +229,17 @@ def count_experiment(rng: np.random.Generator, seeds: int) -> Iterator[Result]:
     """Two trained arms against each other, one against the base, and the level of each."""
     one, other, base = run_experiment(rng, seeds)
     for name, against in (("arm − arm", other), ("arm − base", base)):
-        differences = subtract(one, against)
-        for quantity, cells, truth in ((f"correct, {name}", differences, 0.0), ("correct, arm", one, 0.5)):
-            values = np.array(list(cells.values()))
-            interval = percentiles(rng, values, [key[1] for key in cells], [key[0] for key in cells])
-            found = pool_differences(cells) if cells is differences else pool(cells, "accuracy")
+        paired = pair(one, against, "correct")
+        first, second = (side.values("correct") for side in paired.sides)
+        effect = measure_effect(paired, "correct", signs=(1, -1))
+        for quantity, values, found, truth in (
+            (f"correct, {name}", first - second, effect, 0.0),
+            ("correct, arm", one.values("correct"), pool(one, "accuracy"), 0.5),
+        ):
+            names = [[record[key] for record in one] for key in ("question_id", "seed")]
+            interval = percentiles(rng, values, *names)
             now = found["low"], found["high"]
-            tested = cells is differences
+            tested = found is effect
             yield quantity, "bootstrap", truth, interval, misses(interval, 0.0) if tested else None
             yield quantity, "clusters", truth, now, misses(now, 0.0) if tested else None
 

@@ -5,14 +5,15 @@ import scipy.stats
 from conftest import planted_record
 
 from cot.utils.students import Profile
+from cot.utils.tables import Table
 from rl.conditions import HeldOut
 from rl.effects import (
-    NO_SEED,
     add_measures,
+    cross,
     judge_walks,
-    pool_differences,
+    measure_effect,
+    pair,
     render_experiment,
-    subtract,
     summarize,
 )
 from rl.hypotheses import list_hypotheses
@@ -163,30 +164,50 @@ def test_an_interval_is_over_templates_students_and_seeds():
     assert (row["fidelity"]["low"], row["fidelity"]["high"]) == pytest.approx((0.9, 0.9))
 
 
+def cells(values, arm="ipo") -> Table:
+    """An arm's answers whose fidelity is given by (seed, question, student)."""
+    keys = ("seed", "question_id", "student_id")
+    return Table(
+        [dict(zip(keys, cell, strict=True)) | {"arm": arm, "fidelity": v} for cell, v in values.items()]
+    )
+
+
 def test_seeds_that_differ_widen_the_interval_and_fewer_than_five_decide_nothing():
     same, apart = (
-        {(seed, f"a/t{t}/{t}", "S1"): gain(seed) for seed in SEEDS for t in range(10)}
+        cross(cells({(seed, f"a/t{t}/{t}", "S1"): gain(seed) for seed in SEEDS for t in range(10)}))
         for gain in (lambda seed: 0.5, lambda seed: 0.3 + seed / 10)
     )
-    assert pool_differences(same)["low"] == 0.5
-    found = pool_differences(apart)
+    assert measure_effect(same, "fidelity")["low"] == 0.5
+    found = measure_effect(apart, "fidelity")
     low, high = scipy.stats.t.interval(0.95, 4, 0.5, scipy.stats.sem([0.3, 0.4, 0.5, 0.6, 0.7]))
     assert (found["low"], found["high"]) == pytest.approx((low, high))
     assert (found["n"], found["clusters"], found["seeds"]) == (50, 10, 5)
     assert {v["verdict"] for v in claimed(experiment(follower, seeds=range(4)))} == {"undecided"}
 
 
+def differences(one, other, arm="ipo", share=1.0):
+    """What is paired of two sides, by cell of the first, and its mean as an effect."""
+    sample = pair(cells(one), cells(other, arm), "fidelity")
+    first, second = sample.sides
+    values = first.values("fidelity") - share * second.values("fidelity")
+    if len(first):
+        effect = measure_effect(sample, "fidelity", signs=(1, -share))
+        assert effect["mean"] == pytest.approx(values.mean())
+    keys = [(record["seed"], record["question_id"], record["student_id"]) for record in first]
+    return dict(zip(keys, values.tolist(), strict=True))
+
+
 def test_a_difference_pairs_cells_and_else_takes_the_mean_on_the_question():
     one = {(0, "q", "S1"): 1.0, (0, "q", "S2"): 0.0}
     paired = {(0, "q", "S1"): 0.0, (0, "q", "S2"): 1.0}
-    assert subtract(one, paired) == {(0, "q", "S1"): 1.0, (0, "q", "S2"): -1.0}
+    assert differences(one, paired) == {(0, "q", "S1"): 1.0, (0, "q", "S2"): -1.0}
     others = {(0, "q", "S3"): 0.0, (0, "q", "S4"): 1.0}  # 1/2 on average, of which 80 % count
-    assert subtract(one, others, share=0.8) == {(0, "q", "S1"): 0.6, (0, "q", "S2"): -0.4}
+    assert differences(one, others, share=0.8) == {(0, "q", "S1"): 0.6, (0, "q", "S2"): -0.4}
     # the base stands beside every seed
     seeds = {(seed, "q", "S1"): float(seed) for seed in range(3)}
-    differences = {(0, "q", "S1"): -1.0, (1, "q", "S1"): 0.0, (2, "q", "S1"): 1.0}
-    assert subtract(seeds, {(NO_SEED, "q", "S1"): 1.0}) == differences
-    assert subtract(seeds, {(NO_SEED, "other", "S1"): 1.0}) == {}
+    found = {(0, "q", "S1"): -1.0, (1, "q", "S1"): 0.0, (2, "q", "S1"): 1.0}
+    assert differences(seeds, {(0, "q", "S1"): 1.0}, "base") == found
+    assert differences(seeds, {(0, "other", "S1"): 1.0}, "base") == {}
 
 
 @pytest.mark.parametrize("hypothesis", "bcdefg")

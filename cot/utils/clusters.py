@@ -21,7 +21,9 @@ OF_THE_STUDENT |= {"teacher_similarity", "wrong_step_named", "wrong_number_repea
 COUNTED = {"output_tokens", "mean_nll", "base_nll", "reasoning_steps", "amount"}
 COUNTED |= {"distinct_equations", "distinct_valid_equations"}
 LIMITS = dict.fromkeys(COUNTED, (0.0, math.inf)) | {"perplexity": (1.0, math.inf)}
-LIMITS |= dict.fromkeys(("semantic_similarity", "teacher_similarity", "specificity", "regret"), (-1.0, 1.0))
+LIMITS |= dict.fromkeys(
+    ("semantic_similarity", "teacher_similarity", "specificity", "regret", "learning_gain"), (-1.0, 1.0)
+)
 UNIT = (0.0, 1.0)  # of every other metric
 
 
@@ -131,7 +133,7 @@ def mean_of(sample: Sample, metric: str) -> Interval:
     return interval
 
 
-def effect_of(sample: Sample, metric: str, signs: Sequence[int] = (1,)) -> Interval:
+def effect_of(sample: Sample, metric: str, signs: Sequence[float] = (1,)) -> Interval:
     """Mean of a metric, or of its difference between sides, with interval and p-value over clusters.
 
     Args:
