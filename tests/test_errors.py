@@ -89,6 +89,7 @@ def test_nohup_keeps_a_script_running(monkeypatch):
     assert run_body("os.kill(os.getpid(), signal.SIGHUP)").returncode == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nohup", "code"), [("", 128 + signal.SIGHUP), ("1", 3)])
 def test_a_closed_terminal_is_a_signal_and_no_print_fails_on_it(nohup, code, tmp_path):
     body = [

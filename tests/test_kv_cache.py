@@ -11,6 +11,8 @@ from cot.utils.engine import Request, TransformersEngine
 from cot.utils.errors import UserError
 from cot.utils.models import load_model
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2}
 ATTENTION = SIZES | {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4}

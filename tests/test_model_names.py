@@ -25,6 +25,8 @@ from cot.utils.model_names import (
 )
 from cot.utils.paths import REPO_ROOT
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -231,7 +233,6 @@ def ask(endpoint, home, *names, code="print(resolve_model(name))"):
     return list(zip(lines[::2], map(float, lines[1::2]), strict=True))
 
 
-@pytest.mark.slow
 def test_missing_gated_and_silent_hub_models_end_in_one_line_within_ten_seconds(tiny_folder, tmp_path):
     expected = {
         "me/missing": "the hub has no such model",
@@ -275,7 +276,6 @@ def test_a_hub_model_is_downloaded_without_code_and_pickled_weights(tiny_folder,
     assert sorted(os.listdir(snapshot)) == sorted(os.listdir(tiny_folder))
 
 
-@pytest.mark.slow
 def test_a_revision_is_asked_for_by_name_and_pinned_to_its_commit(tiny_folder, tmp_path):
     """The fake hub has one commit, under the names `main`, `v1` and its own."""
     code = "source = resolve_model('me/good', name); print(source.revision, fetch_model(source).path)"
