@@ -164,7 +164,7 @@ def look_at(records: Records, max_new_tokens: int) -> list[str]:
 
 def _cut_off_thinking(records: Records) -> Records:
     """Those that ended inside their reasoning."""
-    return [record for record in records if record.get("unparsed_reason") == "thinking_cut_off"]
+    return [record for record in records if COUNTED["thinking_cut_off"](record)]
 
 
 def leak_rate(records: Records) -> float | None:

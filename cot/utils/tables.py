@@ -27,7 +27,7 @@ class Table(Sequence):
         self._records: list[dict] | None = list(records)
         self._whole: Table | None = None  # of which this is a part,
         self._places: np.ndarray | None = None  # at these places (N,)
-        self._columns: dict[str, np.ndarray] = {}
+        self._columns: dict[tuple[str, str], np.ndarray] = {}  # by kind and name: a flag is no value
 
     @classmethod
     def of(cls, records: Records) -> "Table":
@@ -53,7 +53,7 @@ class Table(Sequence):
 
     def values(self, key: str) -> np.ndarray:
         """What the records have under a key, (N,) float; NaN where there is nothing."""
-        return self._column(key, lambda whole: whole._read(key))
+        return self._column("value", key, lambda whole: whole._read(key))
 
     def codes(self, name: str, describe: Callable[[dict], Hashable]) -> np.ndarray:
         """Numbers that are equal where a description of the records is, (N,) int64.
@@ -61,35 +61,36 @@ class Table(Sequence):
         Args:
             name: of the description, for all that share this table.
         """
-        return self._column(name, lambda whole: number_names([describe(record) for record in whole]))
+        return self._column("code", name, lambda whole: number_names([describe(each) for each in whole]))
 
     def flags(self, name: str, holds: Callable[[dict], bool]) -> np.ndarray:
         """Whether something holds of each record, (N,) bool; `name` is as in `codes`."""
-        return self._column(name, lambda whole: np.array([holds(record) for record in whole], dtype=bool))
+        return self._column("flag", name, lambda whole: np.array([holds(each) for each in whole], dtype=bool))
 
     def add(self, key: str, values: Sequence[float | None]) -> None:
         """A column that the records do not have, None where there is nothing."""
-        self._columns[key] = np.array(values, dtype=float)
+        self._columns["value", key] = np.array(values, dtype=float)
 
     def _listed(self) -> list[dict]:
         if self._records is None:
             self._records = [self._whole[place] for place in self._places.tolist()]
         return self._records
 
-    def _column(self, name: str, make: Callable[["Table"], np.ndarray]) -> np.ndarray:
+    def _column(self, kind: str, name: str, make: Callable[["Table"], np.ndarray]) -> np.ndarray:
         """A column, made by the whole table for all parts of it."""
-        if name not in self._columns:
+        if (kind, name) not in self._columns:
             whole = self._whole
-            self._columns[name] = make(self) if whole is None else whole._column(name, make)[self._places]
-        return self._columns[name]
+            column = make(self) if whole is None else whole._column(kind, name, make)[self._places]
+            self._columns[kind, name] = column
+        return self._columns[kind, name]
 
     def _read(self, key: str) -> np.ndarray:
         """The column of a key; those of all `MEASURED` are read with the first of them."""
         names = MEASURED if key in MEASURED else (key,)
         rows = [[record.get(name) for name in names] for record in self]
         table = np.array(rows, dtype=float).reshape(len(rows), len(names))  # None becomes NaN
-        self._columns |= dict(zip(names, table.T, strict=True))
-        return self._columns[key]
+        self._columns |= {("value", name): column for name, column in zip(names, table.T, strict=True)}
+        return self._columns["value", key]
 
 
 def number_names(names: Sequence[Hashable]) -> np.ndarray:
