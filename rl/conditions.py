@@ -1,7 +1,7 @@
 """What the experiment asks: who is asked about which exercise, when, and what the prompt shows.
 
 Generated students whom no training has met, exercises of templates that no training has, and conditions: the
-arms of a memory experiment (`cot/utils/memory_arms.py`), and beside them
+arms of a memory experiment (`cot/utils/memory_arms.py`), and beside them, where history alone tells of needs,
 
 novel          the own memory; the exercise is in a register that the usual wordings never use
 own_256        the own memory with 256 tokens, more of which is of no use
@@ -102,17 +102,20 @@ def hold_out(
     arms.shift_times(moments)
 
     other_states = draw_other_states(moments, seed)
-    probing = probe(arms, moments, other_states, seed)
-    probing += follow_evidence(arms, exercises, EVIDENCE, "after", seed)
-    novel = draw_course(chapters, exercises_per_chapter, seed, split, wording="novel")
-    probing += [
-        Asking(moment, replace(arms.show(moment, "own"), arm="novel"), 0.0)
-        for moment in draw_moments(arms, novel, seed)
-    ]
-    for name, half_life_days in (("changed", None), ("forgetting", HALF_LIFE_DAYS)):
-        remembering = arms_of(changing, seed=seed, level=level, half_life_days=half_life_days)
-        times = [CHANGE + since for since in SINCE_CHANGE]
-        probing += follow_evidence(remembering, exercises, times, name, seed, start=CHANGE)
+    if level == "stated":  # no hypothesis at this level compares more
+        probing = [Asking(moment, arms.show(moment, "shuffled"), 0.0) for moment in moments]
+    else:
+        probing = probe(arms, moments, other_states, seed)
+        probing += follow_evidence(arms, exercises, EVIDENCE, "after", seed)
+        novel = draw_course(chapters, exercises_per_chapter, seed, split, wording="novel")
+        probing += [
+            Asking(moment, replace(arms.show(moment, "own"), arm="novel"), 0.0)
+            for moment in draw_moments(arms, novel, seed)
+        ]
+        for name, half_life_days in (("changed", None), ("forgetting", HALF_LIFE_DAYS)):
+            remembering = arms_of(changing, seed=seed, level=level, half_life_days=half_life_days)
+            times = [CHANGE + since for since in SINCE_CHANGE]
+            probing += follow_evidence(remembering, exercises, times, name, seed, start=CHANGE)
 
     common = [
         Asking(moment, arms.show(moment, arm), temperature)
@@ -124,7 +127,7 @@ def hold_out(
         (student.student_id, count): tell_needs(
             student.profile, likely_needs(student.profile, student.history[:count], chapters)
         )
-        for student in students
+        for student in (students if level == "history" else ())  # who says it leaves nothing to infer
         for count in {*EVIDENCE, *MOMENTS}
     }
     return HeldOut(

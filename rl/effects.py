@@ -333,12 +333,13 @@ def render_experiment(summary: Mapping, config: Mapping, quoted: Sequence[str] =
     if quoted:
         lines += ["", "## One student before and after ten interactions", "", *quoted]
 
-    lines += ["", "## Closed loop: means over students and seeds, temperature 1", ""]
-    cells = [
-        [row["arm"], row["fit"]["n"], *(show_interval(row[name], sign=False) for name in WALKED)]
-        for row in summary["walks"]
-    ]
-    lines += render_table(("tutor", "n", *WALKED), cells)
+    if summary["walks"]:
+        lines += ["", "## Closed loop: means over students and seeds, temperature 1", ""]
+        cells = [
+            [row["arm"], row["fit"]["n"], *(show_interval(row[name], sign=False) for name in WALKED)]
+            for row in summary["walks"]
+        ]
+        lines += render_table(("tutor", "n", *WALKED), cells)
 
     lines += ["", "## Hypotheses", "", RULE, ""]
     lines += render_verdicts([*summary["verdicts"], *summary["learning"]])

@@ -60,7 +60,8 @@ def list_hypotheses(arms: Sequence[str], level: str = "history") -> list[Hypothe
     claim = "fidelity for pairs of needs that no training has is at most 5 points below that for others"
     unseen, seen = own._replace(pairs="unseen"), own._replace(pairs="seen")
     found.append(Hypothesis(name, claim, "fidelity", unseen, seen, above=-UNSEEN_LOSS))
-    found.append(Hypothesis(name, "regret against the Bayes choice", "regret", own))
+    if level == "history":
+        found.append(Hypothesis(name, "regret against the Bayes choice", "regret", own))
     claim = "fidelity minus that of the base that is told the needs"
     found.append(Hypothesis(name, claim, "fidelity", own, Side(BASE, "instructed")))
     if "supervised" in arms:

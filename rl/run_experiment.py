@@ -300,7 +300,10 @@ def run(args: argparse.Namespace) -> int:
             summarize=lambda records: summarize(records, args.memory_level),
         )
 
-    walks = walk_students(args, engine, trained, experiment.sources, held_out)
+    # what students learn from them, claimed where only history tells what helps
+    walks = {}
+    if args.memory_level == "history":
+        walks = walk_students(args, engine, trained, experiment.sources, held_out)
 
     # what they say
     records = experiment.in_order()
@@ -309,9 +312,10 @@ def run(args: argparse.Namespace) -> int:
     report = render_experiment(summary, document["config"], quote_student(records, held_out.truths))
     (folder / "experiment.md").write_text(report, encoding="utf-8")
     draw_experiment_curves(folders, folder / "curves.png")
-    table = document["summary"]["table"]
-    curves = {prefix: follow_curve(table, prefix) for prefix in ("after_", "changed_", "forgetting_")}
-    draw_evidence(curves, folder / "evidence.png")
+    if args.memory_level == "history":
+        table = document["summary"]["table"]
+        curves = {prefix: follow_curve(table, prefix) for prefix in ("after_", "changed_", "forgetting_")}
+        draw_evidence(curves, folder / "evidence.png")
     print(f"{report}\n{path}")
     return experiment.exit_code
 

@@ -9,6 +9,7 @@ from cot.utils.manners import support_target
 from cot.utils.students import SUPPORT_LEVELS
 from cot.utils.textbook import load_chapters
 from rl.conditions import CHANGE, EVIDENCE, SINCE_CHANGE, hold_out
+from rl.hypotheses import list_hypotheses
 from rl.lessons import CHAPTERS
 from rl.student_model import combinations, generate_student, needs_of
 
@@ -66,6 +67,21 @@ def test_the_splits_share_neither_exercises_nor_students(held_out, confirm):
     for said in (lambda cell: cell.moment.question.question, lambda cell: cell.memory.lines):
         asked, held = ({said(cell) for cell in cells_of(one, "own")} for one in (confirm, held_out))
         assert asked.isdisjoint(held)
+
+
+def test_students_who_say_what_they_need_are_asked_what_that_levels_hypothesis_compares():
+    """The sides of its comparisons, and both temperatures of what every policy is asked."""
+    asked = hold_out(COURSE, "test", exercises_per_chapter=1, level="stated")
+    cells = asked.common + asked.probing + asked.instructed
+    where = {(cell.memory.arm, cell.temperature, cell.sample) for cell in cells}
+    arms = ["ipo", "no_memory", "shuffled_memory", "correctness_only", "random_reward", "base"]
+    claims = list_hypotheses(arms, "stated")
+    sides = [side for claim in claims for side in (claim.one, claim.other)]
+    compared = {(side.condition, side.temperature, side.sample) for side in sides}
+    assert {claim.name for claim in claims} == {"a"}
+    assert where == compared | {("own", 1.0, 0), ("none", 1.0, 0)}
+    wishes = [line.startswith("Explanation style: ") for line in asked.common[0].memory.lines]
+    assert asked.common[0].memory.arm == "own" and any(wishes[:3])
 
 
 def test_every_level_of_support_is_needed_alike(held_out):
