@@ -30,7 +30,7 @@ from cot.utils.errors import EXIT_OK, UserError, script_frame
 from cot.utils.files import timestamp, write_json
 
 if TYPE_CHECKING:
-    from rl.answers import Answers
+    from rl.responses import Responses
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,34 +58,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def fit(answers: "Answers") -> dict:
+def fit(responses: "Responses") -> dict:
     """Both predictors, as they stand in the file."""
     from rl.mastery_fit import fit_regression, fit_tracing
 
     begin = time.monotonic()
-    regression = fit_regression(answers)
+    regression = fit_regression(responses)
     print(f"regression: fitted in {time.monotonic() - begin:.1f} s", flush=True)
     begin = time.monotonic()
-    tracing = fit_tracing(answers)
+    tracing = fit_tracing(responses)
     print(f"tracing: fitted in {time.monotonic() - begin:.1f} s", flush=True)
     return {"regression": regression, "tracing": tracing}
 
 
-def compare_predictors(answers: "Answers", seed: int) -> dict[str, float]:
+def compare_predictors(responses: "Responses", seed: int) -> dict[str, float]:
     """Mean log loss in nats of both, fitted to four fifths of the students, on the last one.
 
     Raises:
         UserError: too few students.
     """
-    from rl.answers import FOLDS, draw_folds
     from rl.mastery_fit import fit_regression, fit_tracing, predict_regression, predict_tracing
     from rl.mastery_scores import log_losses
+    from rl.responses import FOLDS, draw_folds
 
-    if answers.students < FOLDS:
-        got = f"--input has {answers.students}"
+    if responses.students < FOLDS:
+        got = f"--input has {responses.students}"
         raise UserError(f"--predictor auto: it needs {FOLDS} students, {got}; name one of the two")
-    folds = draw_folds(answers.students, seed)
-    fitting, held_out = answers.of(folds != 0), answers.of(folds == 0)
+    folds = draw_folds(responses.students, seed)
+    fitting, held_out = responses.of(folds != 0), responses.of(folds == 0)
     predicted = {
         "regression": predict_regression(fit_regression(fitting), held_out),
         "tracing": predict_tracing(fit_tracing(fitting), held_out),
@@ -93,17 +93,17 @@ def compare_predictors(answers: "Answers", seed: int) -> dict[str, float]:
     return {name: float(log_losses(held_out.correct, p).mean()) for name, p in predicted.items()}
 
 
-def describe_data(folder: Path, answers: "Answers", losses: Mapping | None) -> dict:
+def describe_data(folder: Path, responses: "Responses", losses: Mapping | None) -> dict:
     """What a model was fitted on, and how its predictor was chosen."""
     import sklearn
 
     return {
         "folder": str(folder),
-        "students": answers.students,
-        "answers": len(answers),
-        "skills": len(answers.skills),
-        "right": float(answers.correct.mean()),
-        "content": answers.fingerprint,
+        "students": responses.students,
+        "answers": len(responses),
+        "skills": len(responses.skills),
+        "right": float(responses.correct.mean()),
+        "content": responses.fingerprint,
         "held_out_log_loss": losses,
         "finished": timestamp(),
         "scikit_learn": sklearn.__version__,
@@ -119,25 +119,25 @@ def refuse_shared_students(fitting: Path, test: Path) -> None:
         raise UserError(f"--test {test}: student {min(shared)} is in --input, too; expected other students")
 
 
-def evaluate(args: argparse.Namespace, answers: "Answers", fitted: dict, predictor: str) -> dict:
+def evaluate(args: argparse.Namespace, responses: "Responses", fitted: dict, predictor: str) -> dict:
     """The scores of every predictor on students on whom it was not fitted, and their picture."""
-    from rl.answers import FOLDS, read_answers, use_skills
     from rl.mastery_figures import draw_mastery
     from rl.mastery_scores import judge_states, predict_all, predict_folds, score_all
+    from rl.responses import FOLDS, read_responses, use_skills
 
     if args.test:
         refuse_shared_students(args.input, args.test)
-        held_out = use_skills(read_answers(args.test, "--test"), answers.skills)
-        predicted = predict_all(answers, held_out, fitted["regression"], fitted["tracing"])
+        held_out = use_skills(read_responses(args.test, "--test"), responses.skills)
+        predicted = predict_all(responses, held_out, fitted["regression"], fitted["tracing"])
         on: dict = {"folder": str(args.test), "content": held_out.fingerprint, "folds": None}
     else:
-        if answers.students < FOLDS:
+        if responses.students < FOLDS:
             raise UserError(
-                f"--evaluate: {FOLDS} folds need {FOLDS} students, --input has {answers.students}"
+                f"--evaluate: {FOLDS} folds need {FOLDS} students, --input has {responses.students}"
             )
-        held_out = answers
-        predicted = predict_folds(answers, args.seed)
-        on = {"folder": str(args.input), "content": answers.fingerprint, "folds": FOLDS}
+        held_out = responses
+        predicted = predict_folds(responses, args.seed)
+        on = {"folder": str(args.input), "content": responses.fingerprint, "folds": FOLDS}
     if held_out.correct.all() or not held_out.correct.any():
         raise UserError("--evaluate: all held-out answers are right, or all are wrong: nothing to tell apart")
 
@@ -173,25 +173,26 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output {args.output}: no such folder")
 
     from cot.utils.mastery_model import MasteryModel
-    from rl.answers import read_answers
+    from rl.responses import read_responses
 
-    answers = read_answers(args.input, "--input")
+    responses = read_responses(args.input, "--input")
     print(
-        f"{len(answers)} answers of {answers.students} students in {len(answers.skills)} skills", flush=True
+        f"{len(responses)} answers of {responses.students} students in {len(responses.skills)} skills",
+        flush=True,
     )
-    fitted = fit(answers)
+    fitted = fit(responses)
     predictor, losses = args.predictor, None
     if predictor == "auto":
-        losses = compare_predictors(answers, args.seed)
+        losses = compare_predictors(responses, args.seed)
         predictor = min(losses, key=losses.__getitem__)
         told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
         print(f"predictor: {predictor} (log loss on a fifth of the students held out: {told})", flush=True)
-    described = describe_data(args.input, answers, losses)
+    described = describe_data(args.input, responses, losses)
     model = MasteryModel(predictor=predictor, fitted_on=described, **fitted)
     write_json(args.output, model.model_dump())
 
     if args.evaluate:
-        evaluation = evaluate(args, answers, fitted, predictor)
+        evaluation = evaluate(args, responses, fitted, predictor)
         write_json(args.output, model.model_dump() | {"evaluation": evaluation})
         print(render_scores(evaluation), flush=True)
         for row in evaluation["states"]:

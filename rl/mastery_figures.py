@@ -7,7 +7,7 @@ import numpy as np
 
 from cot.utils.figures import COLORS, new_figure, plot_intervals, save_figure
 from cot.utils.stats import clustered_share
-from rl.answers import Answers
+from rl.responses import Responses
 
 CALIBRATED = ("regression", "fitted_tracing", "default_tracing")
 CURVES, PLACES, MIN_ANSWERS = 4, 10, 50  # skills; answers of a curve; of a place below which it is not drawn
@@ -15,7 +15,7 @@ STUDENT_ANSWERS, STUDENT_SKILLS = 100, 4  # about as many has the student that i
 
 
 def draw_mastery(
-    answers: Answers, predicted: Mapping[str, np.ndarray], evaluation: Mapping, shown: str, path: Path
+    responses: Responses, predicted: Mapping[str, np.ndarray], evaluation: Mapping, shown: str, path: Path
 ) -> Path:
     """Three panels about the students held out.
 
@@ -26,8 +26,8 @@ def draw_mastery(
     """
     figure, (left, middle, right) = new_figure(panels=3, width=19.0, height=5.5)
     _draw_calibration(left, evaluation)
-    _draw_curves(middle, answers, predicted[shown])
-    _draw_student(right, answers, predicted[shown])
+    _draw_curves(middle, responses, predicted[shown])
+    _draw_student(right, responses, predicted[shown])
     for axis in (left, middle, right):
         axis.set_ylim(0, 1)
         if axis.get_legend_handles_labels()[0]:
@@ -48,22 +48,22 @@ def _draw_calibration(axis, evaluation: Mapping) -> None:
     )
 
 
-def _draw_curves(axis, answers: Answers, predicted: np.ndarray) -> None:
+def _draw_curves(axis, responses: Responses, predicted: np.ndarray) -> None:
     """The commonest skills: what was answered at each place, and the mean of what was predicted."""
-    before, _ = answers.counts_in_skill()
-    commonest = np.argsort(-np.bincount(answers.skill, minlength=len(answers.skills)), kind="stable")
+    before, _ = responses.counts_in_skill()
+    commonest = np.argsort(-np.bincount(responses.skill, minlength=len(responses.skills)), kind="stable")
     for number, skill in enumerate(commonest[:CURVES]):
         places, cells, expected = [], [], []
         for place in range(PLACES):
-            there = (answers.skill == skill) & (before == place)
+            there = (responses.skill == skill) & (before == place)
             if there.sum() < MIN_ANSWERS:
                 break
             places.append(place + 1)
-            share = clustered_share(answers.correct[there].astype(float), [answers.student[there]])
+            share = clustered_share(responses.correct[there].astype(float), [responses.student[there]])
             cells.append(share)
             expected.append(float(predicted[there].mean()))
         if places:
-            label = f"skill {answers.skills[skill]}, n = {cells[0]['n']:,} to {cells[-1]['n']:,}"
+            label = f"skill {responses.skills[skill]}, n = {cells[0]['n']:,} to {cells[-1]['n']:,}"
             plot_intervals(axis, places, cells, number, label, line=False)
             axis.plot(places, expected, color=COLORS[number])
     axis.set(
@@ -74,18 +74,18 @@ def _draw_curves(axis, answers: Answers, predicted: np.ndarray) -> None:
     axis.title.set_fontsize("medium")
 
 
-def _draw_student(axis, answers: Answers, predicted: np.ndarray) -> None:
+def _draw_student(axis, responses: Responses, predicted: np.ndarray) -> None:
     """The student whose number of answers is nearest to `STUDENT_ANSWERS`: what was predicted, what came."""
-    counts = np.bincount(answers.student)
+    counts = np.bincount(responses.student)
     student = int(np.argmin(np.abs(counts - STUDENT_ANSWERS)))
-    own = np.flatnonzero(answers.student == student)
-    skills = np.bincount(answers.skill[own], minlength=len(answers.skills))
+    own = np.flatnonzero(responses.student == student)
+    skills = np.bincount(responses.skill[own], minlength=len(responses.skills))
     for number, skill in enumerate(np.argsort(-skills, kind="stable")[:STUDENT_SKILLS]):
-        places = np.flatnonzero(answers.skill[own] == skill)
+        places = np.flatnonzero(responses.skill[own] == skill)
         if not len(places):
             continue
-        values, is_right = predicted[own][places], answers.correct[own][places]
-        axis.plot(places + 1, values, color=COLORS[number], label=f"skill {answers.skills[skill]}")
+        values, is_right = predicted[own][places], responses.correct[own][places]
+        axis.plot(places + 1, values, color=COLORS[number], label=f"skill {responses.skills[skill]}")
         axis.scatter(places[is_right] + 1, values[is_right], color=COLORS[number], s=28)
         axis.scatter(places[~is_right] + 1, values[~is_right], color=COLORS[number], marker="x", s=28)
     axis.set(

@@ -17,7 +17,7 @@ from cot.utils.mastery_model import (
     SkillWeights,
     Tracing,
 )
-from rl.answers import Answers, Chains
+from rl.responses import Chains, Responses
 
 C = 1.0  # inverse of the penalty on squared weights
 PARAMETERS = ("p_init", "p_transit", "p_slip", "p_guess")
@@ -30,18 +30,20 @@ MAX_PASSES, FITTED = 200, 1e-4  # of expectation maximization; the largest chang
 # --- regression -------------------------------------------------------------------------------------------
 
 
-def share_right(answers: Answers) -> tuple[np.ndarray, float]:
+def share_right(responses: Responses) -> tuple[np.ndarray, float]:
     """(skills,) share of right answers in each, and over all: (right + 1) / (n + 2).
 
     A skill without answers has the share over all.
     """
-    count = np.bincount(answers.skill, minlength=len(answers.skills))
-    right = np.bincount(answers.skill, answers.correct, minlength=len(answers.skills))
-    overall = float((answers.correct.sum() + 1) / (len(answers) + 2))
+    count = np.bincount(responses.skill, minlength=len(responses.skills))
+    right = np.bincount(responses.skill, responses.correct, minlength=len(responses.skills))
+    overall = float((responses.correct.sum() + 1) / (len(responses) + 2))
     return np.where(count > 0, (right + 1) / (count + 2), overall), overall
 
 
-def describe_answers(answers: Answers, means: np.ndarray, otherwise: float) -> tuple[np.ndarray, np.ndarray]:
+def describe_answers(
+    responses: Responses, means: np.ndarray, otherwise: float
+) -> tuple[np.ndarray, np.ndarray]:
     """What the regression reads before each answer.
 
     Args:
@@ -51,12 +53,12 @@ def describe_answers(answers: Answers, means: np.ndarray, otherwise: float) -> t
     Returns:
         (N, len(NUMBERS)) float64, and (N, len(CODES)) int64.
     """
-    numbers = np.empty((len(answers), len(NUMBERS)))
-    codes = np.empty((len(answers), len(CODES)), dtype=np.int64)
-    names = [answers.skills[place] for place in answers.skill.tolist()]
-    by_skill = dict(zip(answers.skills, means.tolist(), strict=True))
+    numbers = np.empty((len(responses), len(NUMBERS)))
+    codes = np.empty((len(responses), len(CODES)), dtype=np.int64)
+    names = [responses.skills[place] for place in responses.skill.tolist()]
+    by_skill = dict(zip(responses.skills, means.tolist(), strict=True))
     current, trace = None, AnswerTrace(by_skill, otherwise)
-    rows = zip(answers.student.tolist(), names, answers.correct.tolist(), strict=True)
+    rows = zip(responses.student.tolist(), names, responses.correct.tolist(), strict=True)
     for place, (student, skill, correct) in enumerate(rows):
         if student != current:
             current, trace = student, AnswerTrace(by_skill, otherwise)
@@ -65,7 +67,7 @@ def describe_answers(answers: Answers, means: np.ndarray, otherwise: float) -> t
     return numbers, codes
 
 
-def fit_regression(answers: Answers) -> Regression:
+def fit_regression(responses: Responses) -> Regression:
     """Logistic regression with squared weights penalized by 1 / (2 C).
 
     Every skill has an intercept and weights of its wins and fails of its own, beside those that all share: a
@@ -79,16 +81,16 @@ def fit_regression(answers: Answers) -> Regression:
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
 
-    if answers.correct.all() or not answers.correct.any():
+    if responses.correct.all() or not responses.correct.any():
         raise UserError("all answers are right, or all are wrong: there is nothing to tell apart")
-    means, overall = share_right(answers)
-    numbers, codes = describe_answers(answers, means, overall)
-    count, skills = len(answers), len(answers.skills)
+    means, overall = share_right(responses)
+    numbers, codes = describe_answers(responses, means, overall)
+    count, skills = len(responses), len(responses.skills)
 
     # one column for each number and class, then three for each skill
     rows = np.arange(count)
     own = [
-        sparse.csr_matrix((values, (rows, answers.skill)), (count, skills))
+        sparse.csr_matrix((values, (rows, responses.skill)), (count, skills))
         for values in (np.ones(count), numbers[:, 0], numbers[:, 1])
     ]
     classes = [
@@ -97,11 +99,11 @@ def fit_regression(answers: Answers) -> Regression:
     ]
     design = sparse.hstack([sparse.csr_matrix(numbers), *classes, *own]).tocsr()
     # Newton's steps, few and exact: there are far more answers than columns
-    fitted = LogisticRegression(C=C, solver="newton-cholesky").fit(design, answers.correct)
+    fitted = LogisticRegression(C=C, solver="newton-cholesky").fit(design, responses.correct)
 
     sizes = [len(NUMBERS), *CODES.values(), skills, skills, skills]
     shared, *tables, intercepts, wins, fails = np.split(fitted.coef_[0], np.cumsum(sizes)[:-1])
-    counts = np.bincount(answers.skill, minlength=skills)
+    counts = np.bincount(responses.skill, minlength=skills)
     return Regression(
         mean_right=overall,
         intercept=float(fitted.intercept_[0]),
@@ -109,7 +111,7 @@ def fit_regression(answers: Answers) -> Regression:
         **{name: table.tolist() for name, table in zip(CODES, tables, strict=True)},
         skills=[
             SkillWeights(
-                skill=answers.skills[place],
+                skill=responses.skills[place],
                 answers=int(counts[place]),
                 mean_right=float(means[place]),
                 intercept=float(intercepts[place]),
@@ -121,18 +123,18 @@ def fit_regression(answers: Answers) -> Regression:
     )
 
 
-def predict_regression(fit: Regression, answers: Answers) -> np.ndarray:
+def predict_regression(fit: Regression, responses: Responses) -> np.ndarray:
     """(N,) P(right) before each answer: `MasteryModel.expect` of all at once."""
     known = {part.skill: part for part in fit.skills}
-    parts = [known.get(name) for name in answers.skills]
+    parts = [known.get(name) for name in responses.skills]
     means = np.array([part.mean_right if part else fit.mean_right for part in parts])
     own = np.array([[part.intercept, part.wins, part.fails] if part else [0.0] * 3 for part in parts])
 
-    numbers, codes = describe_answers(answers, means, fit.mean_right)
+    numbers, codes = describe_answers(responses, means, fit.mean_right)
     logits = fit.intercept + numbers @ np.array([fit.numbers[name] for name in NUMBERS])
     for place, name in enumerate(CODES):
         logits += np.array(getattr(fit, name))[codes[:, place]]
-    intercepts, wins, fails = own[answers.skill].T
+    intercepts, wins, fails = own[responses.skill].T
     logits += intercepts + wins * numbers[:, 0] + fails * numbers[:, 1]
     return 1 / (1 + np.exp(-logits))
 
@@ -140,24 +142,24 @@ def predict_regression(fit: Regression, answers: Answers) -> np.ndarray:
 # --- knowledge tracing ------------------------------------------------------------------------------------
 
 
-def fit_tracing(answers: Answers) -> Tracing:
+def fit_tracing(responses: Responses) -> Tracing:
     """Parameters for all skills taken as one, then for each skill, where the former count as 20 answers.
 
     Source: Corbett and Anderson 1995; expectation maximization as for any hidden Markov model (Baum and
     Welch), here with two states of which the known one is never left.
     """
-    chains = Chains(answers)
-    as_one = np.zeros(len(answers), dtype=np.int64)
+    chains = Chains(responses)
+    as_one = np.zeros(len(responses), dtype=np.int64)
     start = np.array([START])
     pooled = _maximize(chains, as_one, start, prior=start, prior_answers=0.0)
-    each = np.repeat(pooled, len(answers.skills), axis=0)
+    each = np.repeat(pooled, len(responses.skills), axis=0)
     own = _maximize(chains, chains.skill, each, prior=each, prior_answers=PRIOR_ANSWERS)
 
-    counts = np.bincount(answers.skill, minlength=len(answers.skills))
+    counts = np.bincount(responses.skill, minlength=len(responses.skills))
     return Tracing(
-        pooled=_skill_tracing("", len(answers), pooled[0]),
+        pooled=_skill_tracing("", len(responses), pooled[0]),
         skills=[
-            _skill_tracing(answers.skills[place], counts[place], own[place])
+            _skill_tracing(responses.skills[place], counts[place], own[place])
             for place in np.flatnonzero(counts)
         ],
     )
@@ -237,7 +239,7 @@ def _filter(chains: Chains, p_init, p_transit, p_slip, p_guess) -> tuple[np.ndar
     return before, after
 
 
-def predict_tracing(fit: Tracing | None, answers: Answers) -> np.ndarray:
+def predict_tracing(fit: Tracing | None, responses: Responses) -> np.ndarray:
     """(N,) P(right) before each answer.
 
     Args:
@@ -245,10 +247,10 @@ def predict_tracing(fit: Tracing | None, answers: Answers) -> np.ndarray:
     """
     default = DEFAULT_PARAMETERS if fit is None else fit.pooled.parameters
     own = {} if fit is None else {part.skill: part.parameters for part in fit.skills}
-    each = [own.get(name, default) for name in answers.skills]
+    each = [own.get(name, default) for name in responses.skills]
     values = np.array([[getattr(parameters, name) for name in PARAMETERS] for parameters in each])
 
-    chains = Chains(answers)
+    chains = Chains(responses)
     p_init, p_transit, p_slip, p_guess = values[chains.skill].T
     known, _ = _filter(chains, p_init, p_transit, p_slip, p_guess)
     return chains.back(known * (1 - p_slip) + (1 - known) * p_guess)

@@ -11,8 +11,8 @@ import numpy as np
 from cot.utils.mastery import DEFAULT_PARAMETERS, MASTERED_FROM, expect_right
 from cot.utils.mastery_model import Regression, Tracing
 from cot.utils.stats import auc_values, clustered_mean, clustered_share
-from rl.answers import FOLDS, Answers, draw_folds
 from rl.mastery_fit import fit_regression, fit_tracing, predict_regression, predict_tracing, share_right
+from rl.responses import FOLDS, Responses, draw_folds
 
 BINS = 10  # of a calibration table, equally wide
 BLEND = 5  # answers that a share of all students counts for, beside the student's own record
@@ -27,59 +27,59 @@ PREDICTORS = {
 
 
 def predict_all(
-    fitting: Answers, answers: Answers, regression: Regression, tracing: Tracing
+    fitting: Responses, responses: Responses, regression: Regression, tracing: Tracing
 ) -> dict[str, np.ndarray]:
     """P(right) before each answer by every predictor, (N,) each.
 
     Args:
-        fitting: what the others were fitted on; its skills are the first of `answers.skills`.
+        fitting: what the others were fitted on; its skills are the first of `responses.skills`.
     """
     means, overall = share_right(fitting)
-    means = np.concatenate([means, np.full(len(answers.skills) - len(means), overall)])
-    before = answers.places()
-    firsts = np.searchsorted(answers.student, np.arange(answers.students))
-    sums = np.concatenate([[0], np.cumsum(answers.correct)])
-    right_before = sums[:-1] - sums[firsts][answers.student]
+    means = np.concatenate([means, np.full(len(responses.skills) - len(means), overall)])
+    before = responses.places()
+    firsts = np.searchsorted(responses.student, np.arange(responses.students))
+    sums = np.concatenate([[0], np.cumsum(responses.correct)])
+    right_before = sums[:-1] - sums[firsts][responses.student]
 
-    count, right = answers.counts_in_skill()
-    own = means[answers.skill]
+    count, right = responses.counts_in_skill()
+    own = means[responses.skill]
     return {
         "student_mean": (right_before + BLEND * overall) / (before + BLEND),
         "skill_mean": own,
         "blend": (right + BLEND * own) / (count + BLEND),
-        "default_tracing": predict_tracing(None, answers),
-        "fitted_tracing": predict_tracing(tracing, answers),
-        "regression": predict_regression(regression, answers),
+        "default_tracing": predict_tracing(None, responses),
+        "fitted_tracing": predict_tracing(tracing, responses),
+        "regression": predict_regression(regression, responses),
     }
 
 
-def predict_folds(answers: Answers, seed: int, tell=print) -> dict[str, np.ndarray]:
+def predict_folds(responses: Responses, seed: int, tell=print) -> dict[str, np.ndarray]:
     """The same for every answer, by models fitted on the four folds of students that its own is not in."""
-    folds = draw_folds(answers.students, seed)
-    predicted = {name: np.empty(len(answers)) for name in PREDICTORS}
+    folds = draw_folds(responses.students, seed)
+    predicted = {name: np.empty(len(responses)) for name in PREDICTORS}
     for fold in range(FOLDS):
-        fitting = answers.of(folds != fold)
-        held_out = answers.of(folds == fold)
+        fitting = responses.of(folds != fold)
+        held_out = responses.of(folds == fold)
         found = predict_all(fitting, held_out, fit_regression(fitting), fit_tracing(fitting))
         for name, values in found.items():
-            predicted[name][folds[answers.student] == fold] = values
+            predicted[name][folds[responses.student] == fold] = values
         tell(f"fold {fold + 1} of {FOLDS}: {len(held_out)} answers of {held_out.students} students")
     return predicted
 
 
-def score_all(answers: Answers, predicted: Mapping[str, np.ndarray]) -> dict:
+def score_all(responses: Responses, predicted: Mapping[str, np.ndarray]) -> dict:
     """Every predictor's scores, and what the regression gains over each other one.
 
     Returns:
         `students, answers, predictors, gains`; intervals as in `stats`.
     """
-    areas = {name: auc_values(answers.correct, values) for name, values in predicted.items()}
-    losses = {name: log_losses(answers.correct, values) for name, values in predicted.items()}
+    areas = {name: auc_values(responses.correct, values) for name, values in predicted.items()}
+    losses = {name: log_losses(responses.correct, values) for name, values in predicted.items()}
     predictors = {
         name: {
-            "auc": _interval(areas[name], answers, (0.0, 1.0)),
-            "log_loss": _interval(losses[name], answers, (0.0, math.inf)),
-            **calibrate(answers, values),
+            "auc": _interval(areas[name], responses, (0.0, 1.0)),
+            "log_loss": _interval(losses[name], responses, (0.0, math.inf)),
+            **calibrate(responses, values),
         }
         for name, values in predicted.items()
     }
@@ -87,22 +87,22 @@ def score_all(answers: Answers, predicted: Mapping[str, np.ndarray]) -> dict:
         {
             "predictor": "regression",
             "against": name,
-            "auc": _interval(areas["regression"] - areas[name], answers, (-1.0, 1.0)),
-            "log_loss": _interval(losses["regression"] - losses[name], answers, (-math.inf, math.inf)),
+            "auc": _interval(areas["regression"] - areas[name], responses, (-1.0, 1.0)),
+            "log_loss": _interval(losses["regression"] - losses[name], responses, (-math.inf, math.inf)),
         }
         for name in predicted
         if name != "regression"
     ]
     return {
-        "students": answers.students,
-        "answers": len(answers),
+        "students": responses.students,
+        "answers": len(responses),
         "predictors": predictors,
         "gains": gains,
     }
 
 
-def _interval(values: np.ndarray, answers: Answers, limits: tuple[float, float]) -> dict:
-    found = clustered_mean(values, [answers.student], limits)
+def _interval(values: np.ndarray, responses: Responses, limits: tuple[float, float]) -> dict:
+    found = clustered_mean(values, [responses.student], limits)
     return {name: found[name] for name in ("mean", "low", "high")}
 
 
@@ -116,7 +116,7 @@ def log_losses(correct: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return -np.log(given)
 
 
-def calibrate(answers: Answers, predicted: np.ndarray) -> dict:
+def calibrate(responses: Responses, predicted: np.ndarray) -> dict:
     """How far what was predicted is from what happened, in `BINS` classes of predictions.
 
     Returns:
@@ -128,7 +128,7 @@ def calibrate(answers: Answers, predicted: np.ndarray) -> dict:
     table, distance = [], 0.0
     for place in np.unique(classes):
         there = classes == place
-        share = clustered_share(answers.correct[there].astype(float), [answers.student[there]])
+        share = clustered_share(responses.correct[there].astype(float), [responses.student[there]])
         mean = float(predicted[there].mean())
         distance += abs(mean - share["mean"]) * share["n"] / len(predicted)
         row = {"predicted": mean, "right": {name: share[name] for name in ("mean", "low", "high")}}
@@ -136,7 +136,7 @@ def calibrate(answers: Answers, predicted: np.ndarray) -> dict:
     return {"calibration_error": distance, "calibration": table}
 
 
-def judge_states(answers: Answers, predicted: np.ndarray) -> list[dict]:
+def judge_states(responses: Responses, predicted: np.ndarray) -> list[dict]:
     """What a prompt's words mean: the share of right answers in skills met before, by the state told.
 
     Returns:
@@ -145,12 +145,12 @@ def judge_states(answers: Answers, predicted: np.ndarray) -> list[dict]:
     struggling = predicted < expect_right(DEFAULT_PARAMETERS.p_init)
     mastered = predicted >= expect_right(MASTERED_FROM)
     states = {"struggling": struggling, "in progress": ~struggling & ~mastered, "mastered": mastered}
-    met_before = answers.counts_in_skill()[0] > 0
+    met_before = responses.counts_in_skill()[0] > 0
 
     table = []
     for state, there in states.items():
         chosen = there & met_before
-        share = clustered_share(answers.correct[chosen].astype(float), [answers.student[chosen]])
+        share = clustered_share(responses.correct[chosen].astype(float), [responses.student[chosen]])
         right = {name: share[name] for name in ("mean", "low", "high")}
         table.append({"state": state, "answers": share["n"], "right": right})
     return [row for row in table if row["answers"]]

@@ -14,10 +14,10 @@ from cot.utils.mastery_model import MasteryModel, load_mastery_model
 from cot.utils.stats import auc_values
 from cot.utils.student_files import MemoryLog
 from cot.utils.students import Interaction
-from rl.answers import Answers, read_answers
 from rl.fit_mastery import main
 from rl.mastery_fit import fit_regression, fit_tracing, predict_regression, predict_tracing, share_right
 from rl.mastery_scores import PREDICTORS, judge_states, log_losses, predict_all, score_all
+from rl.responses import Responses, read_responses
 
 PLANTED = {
     "easy": BKTParameters(p_init=0.6, p_transit=0.3, p_slip=0.05, p_guess=0.3),
@@ -25,7 +25,7 @@ PLANTED = {
 }
 
 
-def simulate(students: int, length: int, seed: int = 0, skills=PLANTED) -> Answers:
+def simulate(students: int, length: int, seed: int = 0, skills=PLANTED) -> Responses:
     """Students who answer in each skill in turn, as knowledge tracing says."""
     rng = random.Random(seed)
     names = sorted(skills)
@@ -37,10 +37,10 @@ def simulate(students: int, length: int, seed: int = 0, skills=PLANTED) -> Answe
             rows.append((student, place, rng.random() < (1 - own.p_slip if known[name] else own.p_guess)))
             known[name] = known[name] or rng.random() < own.p_transit
     student, skill, correct = zip(*rows, strict=True)
-    return Answers(np.array(student), np.array(skill), np.array(correct), tuple(names))
+    return Responses(np.array(student), np.array(skill), np.array(correct), tuple(names))
 
 
-def answers_of(*students: str, skills=("a",)) -> Answers:
+def answers_of(*students: str, skills=("a",)) -> Responses:
     """Each student as a text such as `a1 b0`: skill and outcome."""
     rows = [
         (number, skills.index(item[0]), item[1] == "1")
@@ -48,22 +48,22 @@ def answers_of(*students: str, skills=("a",)) -> Answers:
         for item in text.split()
     ]
     student, skill, correct = zip(*rows, strict=True)
-    return Answers(np.array(student), np.array(skill), np.array(correct), tuple(skills))
+    return Responses(np.array(student), np.array(skill), np.array(correct), tuple(skills))
 
 
-def write_logs(folder, answers: Answers, prefix: str = "S") -> None:
+def write_logs(folder, responses: Responses, prefix: str = "S") -> None:
     """The answers as logs of students S000, S001, …, an answer a minute."""
     items = [
         Interaction(
             student_id=f"{prefix}{student:03}",
             time=f"2026-01-01T{place // 60:02}:{place % 60:02}:00Z",
             chapter=None,
-            skill=answers.skills[skill],
+            skill=responses.skills[skill],
             question=None,
             correct=bool(correct),
         )
         for place, (student, skill, correct) in enumerate(
-            zip(answers.student, answers.skill, answers.correct, strict=True)
+            zip(responses.student, responses.skill, responses.correct, strict=True)
         )
     ]
     MemoryLog(folder / "memory").append(items)
@@ -76,7 +76,7 @@ def test_answers_are_read_from_logs_in_order_and_by_skill_name(tmp_path):
     wanted = answers_of("b1 a0 b0", "a1", skills=("a", "b"))
     write_logs(tmp_path, wanted)
     (tmp_path / "memory" / "S0005.jsonl").touch()  # a student without answers
-    found = read_answers(tmp_path, "--input")
+    found = read_responses(tmp_path, "--input")
     assert found.skills == ("a", "b")
     for name in ("student", "skill", "correct"):
         assert getattr(found, name).tolist() == getattr(wanted, name).tolist()
@@ -99,18 +99,18 @@ def test_planted_parameters_of_knowledge_tracing_come_back():
 
 
 def test_tracing_predicts_what_update_mastery_gives_answer_by_answer():
-    answers = simulate(students=20, length=6)
-    fitted = fit_tracing(answers)
+    responses = simulate(students=20, length=6)
+    fitted = fit_tracing(responses)
     own = {part.skill: part.parameters for part in fitted.skills}
     expected, known = [], {}
-    for student, skill, correct in zip(answers.student, answers.skill, answers.correct, strict=True):
-        parameters = own[answers.skills[skill]]
+    for student, skill, correct in zip(responses.student, responses.skill, responses.correct, strict=True):
+        parameters = own[responses.skills[skill]]
         p = known.get((student, skill), parameters.p_init)
         expected.append(expect_right(p, parameters))
         known[student, skill] = update_mastery(p, correct, parameters)
-    np.testing.assert_allclose(predict_tracing(fitted, answers), expected, atol=1e-12)
+    np.testing.assert_allclose(predict_tracing(fitted, responses), expected, atol=1e-12)
     # (0.3 x .9 + .7 x .2), of the default parameters, before any answer
-    assert predict_tracing(None, answers)[0] == pytest.approx(0.41)
+    assert predict_tracing(None, responses)[0] == pytest.approx(0.41)
 
 
 # --- regression -------------------------------------------------------------------------------------------
@@ -118,31 +118,31 @@ def test_tracing_predicts_what_update_mastery_gives_answer_by_answer():
 
 @pytest.fixture(scope="module")
 def fitted():
-    """Answers of 300 students, and what is fitted to them."""
-    answers = simulate(students=300, length=8, seed=1)
-    return answers, fit_regression(answers), fit_tracing(answers)
+    """Responses of 300 students, and what is fitted to them."""
+    responses = simulate(students=300, length=8, seed=1)
+    return responses, fit_regression(responses), fit_tracing(responses)
 
 
 def test_a_prompts_estimate_is_the_prediction_that_was_judged(fitted):
-    answers, regression, tracing = fitted
+    responses, regression, tracing = fitted
     model = MasteryModel(predictor="regression", fitted_on={}, regression=regression, tracing=tracing)
-    predicted = predict_regression(regression, answers)
+    predicted = predict_regression(regression, responses)
     for student in (0, 7):
-        places, trace = np.flatnonzero(answers.student == student), model.start()
+        places, trace = np.flatnonzero(responses.student == student), model.start()
         for place in places:
-            skill = answers.skills[answers.skill[place]]
+            skill = responses.skills[responses.skill[place]]
             assert model.expect(trace, skill) == pytest.approx(predicted[place], abs=1e-12)
-            trace.add(skill, bool(answers.correct[place]))
+            trace.add(skill, bool(responses.correct[place]))
 
 
 def test_no_prediction_depends_on_the_answer_or_on_a_later_one(fitted):
-    answers, regression, tracing = fitted
+    responses, regression, tracing = fitted
     other = simulate(students=40, length=8, seed=3)
-    before = predict_all(answers, other, regression, tracing)
+    before = predict_all(responses, other, regression, tracing)
     for cut in (0, 5, 11):
         later = other.places() >= cut
-        changed = Answers(other.student, other.skill, other.correct ^ later, other.skills)
-        after = predict_all(answers, changed, regression, tracing)
+        changed = Responses(other.student, other.skill, other.correct ^ later, other.skills)
+        after = predict_all(responses, changed, regression, tracing)
         seen = other.places() <= cut
         for name in PREDICTORS:
             np.testing.assert_array_equal(before[name][seen], after[name][seen], err_msg=name)
@@ -150,10 +150,10 @@ def test_no_prediction_depends_on_the_answer_or_on_a_later_one(fitted):
 
 def test_the_simple_predictors_are_their_formulas(fitted):
     fitting, regression, tracing = fitted
-    answers = answers_of("a1 b0 a0", skills=("a", "b"))
-    answers = Answers(answers.student, answers.skill, answers.correct, fitting.skills)
+    responses = answers_of("a1 b0 a0", skills=("a", "b"))
+    responses = Responses(responses.student, responses.skill, responses.correct, fitting.skills)
     means, overall = share_right(fitting)
-    found = predict_all(fitting, answers, regression, tracing)
+    found = predict_all(fitting, responses, regression, tracing)
     # of all answers so far: none, one of one right, one of two right
     student = [overall, (1 + 5 * overall) / (1 + 5), (1 + 5 * overall) / (2 + 5)]
     assert found["student_mean"].tolist() == pytest.approx(student)
@@ -174,9 +174,9 @@ def test_area_and_loss_are_scikit_learns_with_ties_and_without():
 
 
 def test_calibration_is_the_mean_distance_of_prediction_and_share():
-    answers = answers_of("a1 a0 a1 a1", "a1 a1")
+    responses = answers_of("a1 a0 a1 a1", "a1 a1")
     predicted = np.array([0.75, 0.75, 0.71, 0.79, 1.0, 0.95])
-    found = score_all(answers, {"regression": predicted})["predictors"]["regression"]
+    found = score_all(responses, {"regression": predicted})["predictors"]["regression"]
     # .7 to .8: predicted .75, right 3 of 4; .9 to 1: predicted .975, right 2 of 2
     assert [row["answers"] for row in found["calibration"]] == [4, 2]
     assert [row["predicted"] for row in found["calibration"]] == pytest.approx([0.75, 0.975])
@@ -186,8 +186,8 @@ def test_calibration_is_the_mean_distance_of_prediction_and_share():
 def test_the_states_judged_are_those_that_a_prompt_tells():
     # the first answer in a skill is told no state
     predicted = np.array([0.9, 0.2, 0.4099, 0.4101, 0.8649, 0.8651])
-    answers = answers_of("a1 a1 a0 a1 a1 a0")
-    found = {row["state"]: row["answers"] for row in judge_states(answers, predicted)}
+    responses = answers_of("a1 a1 a0 a1 a1 a0")
+    found = {row["state"]: row["answers"] for row in judge_states(responses, predicted)}
     assert found == {"struggling": 2, "in progress": 2, "mastered": 1}
     model = sort_skills(
         SkillState(str(number), mastery=(p - 0.2) / 0.7, exercises=1, right=1)

@@ -15,7 +15,7 @@ FOLDS = 5
 
 
 @dataclass(frozen=True)
-class Answers:
+class Responses:
     """One row an answer, student by student and each student's in time order; N answers.
 
     Attributes:
@@ -46,7 +46,7 @@ class Answers:
             digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()[:20]
 
-    def of(self, chosen: np.ndarray) -> "Answers":
+    def of(self, chosen: np.ndarray) -> "Responses":
         """The answers of some students.
 
         Args:
@@ -54,7 +54,7 @@ class Answers:
         """
         there = chosen[self.student]
         numbers = np.cumsum(chosen) - 1
-        return Answers(
+        return Responses(
             numbers[self.student[there]], self.skill[there], self.correct[there], skills=self.skills
         )
 
@@ -72,7 +72,7 @@ class Answers:
 class Chains:
     """Each student's answers in one skill, side by side, so that a step is one array operation.
 
-    Answers are laid out step by step: first the first answer of every chain, then the second of those that
+    Responses are laid out step by step: first the first answer of every chain, then the second of those that
     have one, and so on. The longest chain comes first, so that a step's chains are the first ones of the step
     before.
 
@@ -82,8 +82,8 @@ class Chains:
         steps: for each step its first place and its number of chains.
     """
 
-    def __init__(self, answers: Answers) -> None:
-        chain = answers.student * len(answers.skills) + answers.skill
+    def __init__(self, responses: Responses) -> None:
+        chain = responses.student * len(responses.skills) + responses.skill
         by_chain = np.argsort(chain, kind="stable")
         _, firsts, lengths = np.unique(chain[by_chain], return_index=True, return_counts=True)
         longest_first = np.argsort(-lengths, kind="stable")
@@ -97,7 +97,7 @@ class Chains:
             self.steps.append((begin, active))
             begin += active
         self.order = np.concatenate(order) if order else np.zeros(0, dtype=np.int64)
-        self.skill, self.correct = answers.skill[self.order], answers.correct[self.order]
+        self.skill, self.correct = responses.skill[self.order], responses.correct[self.order]
 
     def back(self, values: np.ndarray) -> np.ndarray:
         """(N,) values of the layout, in the order of the answers."""
@@ -114,7 +114,7 @@ class Chains:
         return self.back(sums)
 
 
-def read_answers(folder: Path, flag: str) -> Answers:
+def read_responses(folder: Path, flag: str) -> Responses:
     """All answers that the logs of a folder's students hold, students in alphabetical order.
 
     Args:
@@ -147,7 +147,7 @@ def read_answers(folder: Path, flag: str) -> Answers:
     place = np.empty(len(found), dtype=np.int64)
     place[[numbers[name] for name in found]] = np.arange(len(found))
     _, without_gaps = np.unique(student, return_inverse=True)  # a student whose log is empty has no number
-    return Answers(
+    return Responses(
         student=without_gaps.astype(np.int64),
         skill=place[skill],
         correct=np.array(correct, dtype=bool),
@@ -155,12 +155,12 @@ def read_answers(folder: Path, flag: str) -> Answers:
     )
 
 
-def use_skills(answers: Answers, skills: Sequence[str]) -> Answers:
+def use_skills(responses: Responses, skills: Sequence[str]) -> Responses:
     """The same answers, with skills numbered as elsewhere; skills that are not there come behind."""
-    names = (*skills, *(name for name in answers.skills if name not in set(skills)))
+    names = (*skills, *(name for name in responses.skills if name not in set(skills)))
     place = {name: number for number, name in enumerate(names)}
-    numbers = np.array([place[name] for name in answers.skills], dtype=np.int64)
-    return Answers(answers.student, numbers[answers.skill], answers.correct, names)
+    numbers = np.array([place[name] for name in responses.skills], dtype=np.int64)
+    return Responses(responses.student, numbers[responses.skill], responses.correct, names)
 
 
 def draw_folds(students: int, seed: int) -> np.ndarray:
