@@ -210,6 +210,7 @@ def run(args: argparse.Namespace) -> int:
 
     from cot.utils.devices import keep_freed_memory
     from cot.utils.files import write_json
+    from cot.utils.model_names import resolve_model
     from cot.utils.models import keep_bars_out_of_logs, load_model
     from cot.utils.results import environment
     from cot.utils.textbook import pick_chapters
@@ -221,6 +222,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--hidden_size {args.hidden_size}: expected a multiple of 16")
     if args.use_peft and not args.model_name:
         raise UserError("--use_peft: a fresh model has no weights that could stay; name one by --model_name")
+    source = resolve_model(args.model_name) if args.model_name else None  # what is taught takes a minute
     folder = writable_dir(args.output_dir)
     keep_freed_memory()
     keep_bars_out_of_logs()
@@ -231,10 +233,10 @@ def run(args: argparse.Namespace) -> int:
     sums = round(args.rows * PRACTICE_SHARE)
     half = (args.rows - sums) // 2
     met = [(arms, textbook_moments(arms, chapters, "train", half, args.seed)) for arms in (stated, taught)]
-    if args.model_name:
+    if source:
         # a half of the bits will do for weights that stay as they are
         dtype = "auto" if args.use_peft else "float32"
-        model, tokenizer = load_model(args.model_name, device="cpu", dtype=dtype)
+        model, tokenizer = load_model(source, device="cpu", dtype=dtype)
         model = get_peft_model(model, make_adapter(args)) if args.use_peft else model
     else:
         texts = [text for arms, moments in met for text in sample_texts(arms, moments[:2000], args.seed)]

@@ -146,11 +146,14 @@ def test_only_the_explanation_is_learned_and_its_end(made):
     [
         (["--hidden_size", "40"], "--hidden_size 40: expected a multiple of 16"),
         (["--use_peft"], "--use_peft: a fresh model has no weights that could stay"),
+        (["--model_name", "./no/such/folder"], "--model_name ./no/such/folder: no such folder"),
     ],
 )
-def test_a_model_that_cannot_be_made_is_refused(tmp_path, flags, message):
+def test_a_model_that_cannot_be_made_is_refused_at_once(tmp_path, flags, message):
+    began = time.monotonic()
     code, _, error = run_here(main, *flags, "--output_dir", tmp_path)
     assert code == 2 and message in error
+    assert time.monotonic() - began < 20  # what would be taught takes a minute
 
 
 def test_the_policy_in_the_repository_is_small_safe_and_made_by_the_command_without_flags():

@@ -172,7 +172,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 @functools.cache
 def hub_answers() -> bool:
-    """True when the hub gives any HTTP answer within `PROBE_TIMEOUT_S` seconds.
+    """True when the hub gives an HTTP answer within `PROBE_TIMEOUT_S` seconds, and none of a broken server.
 
     When it does not, `HF_HUB_OFFLINE` is set for this process, so that the libraries look in their cache and
     do not wait most of a minute. Call it before they are imported: they read the variable once.
@@ -198,8 +198,8 @@ def _get_any_answer() -> bool:
     try:
         request = urllib.request.Request(endpoint, method="HEAD")
         urllib.request.urlopen(request, timeout=PROBE_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500  # of a server in trouble the libraries ask again and again
     except urllib.error.URLError as error:
         # with a certificate that Python does not know something still answered; the libraries bring their own
         return isinstance(error.reason, ssl.SSLError)
