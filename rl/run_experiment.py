@@ -247,7 +247,6 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.figures import draw_evidence, draw_experiment_curves
     from cot.utils.memory_arms import PromptShape
     from cot.utils.model_names import resolve_model
-    from cot.utils.models import keep_bars_out_of_logs
     from cot.utils.runner import Run
     from cot.utils.textbook import pick_chapters
     from rl.conditions import hold_out
@@ -277,7 +276,6 @@ def run(args: argparse.Namespace) -> int:
     trained = {f"{arm}_{seed}@{model.revision[:8]}": (arm, seed) for (arm, seed), model in models.items()}
 
     # their answers
-    keep_bars_out_of_logs()
     experiment = Run(
         script=Path(__file__).name,
         args=args,

@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.devices import keep_freed_memory
     from cot.utils.files import write_json
     from cot.utils.model_names import resolve_model
-    from cot.utils.models import keep_bars_out_of_logs, load_model
+    from cot.utils.models import load_model
     from cot.utils.results import environment
     from cot.utils.textbook import pick_chapters
     from rl.lessons import CHAPTERS, PRACTICE_SHARE, bare_sums, word_problems
@@ -225,7 +225,6 @@ def run(args: argparse.Namespace) -> int:
     source = resolve_model(args.model_name) if args.model_name else None  # what is taught takes a minute
     folder = writable_dir(args.output_dir)
     keep_freed_memory()
-    keep_bars_out_of_logs()
 
     # what is taught
     chapters = pick_chapters(CHAPTERS)

@@ -86,10 +86,9 @@ def main(argv: list[str] | None = None) -> int:
     """Answers what is not answered yet, then prints the table of all cells."""
     arguments = build_parser().parse_args(argv)
 
-    from cot.utils.models import keep_bars_out_of_logs, load_model
+    from cot.utils.models import load_model
     from cot.utils.questions import load_questions
 
-    keep_bars_out_of_logs()
     questions = load_questions(arguments.questions, "train", arguments.num_questions).questions
     golds = [question.gold_solution for question in questions]
     asked = [arguments.num_questions, arguments.max_new_tokens]

@@ -27,6 +27,7 @@ from cot.utils.files import read_json
 from cot.utils.loading import AS_IT_COMES, NOT_IN_4BIT, SHARE_OF_4BIT, Loading, check_loading, loading_of
 from cot.utils.model_names import BUNDLED, GPU_MODEL, ModelSource, fetch_model, resolve_model
 from cot.utils.paths import cache_dir
+from cot.utils.progress import keep_bars_out_of_logs
 from cot.utils.sampling import own_settings
 from cot.utils.templates import template_source
 from cot.utils.weights import check_vocabulary, folder_shapes, gib_needed, load_checked, read_shapes
@@ -244,17 +245,10 @@ def estimate_rows(model, tokens_per_row: int) -> int:
     return min(MAX_ROWS, max(1, free // 2 // row_bytes))
 
 
-def keep_bars_out_of_logs() -> None:
-    """The library's bars while weights load belong on a terminal."""
-    if not sys.stderr.isatty():
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-
-
 def _load_tokenizer(source: ModelSource):
     from transformers import AutoTokenizer
 
+    keep_bars_out_of_logs()
     if source.kind == "bundled":
         source = unpack_bundled(source)
     if source.kind == "adapter" and not (source.path / "tokenizer_config.json").is_file():

@@ -12,6 +12,14 @@ STEP_EVERY_S = 0.5  # of a batch in flight, on a terminal
 DEFAULT_SIZE = 80, 24
 
 
+def keep_bars_out_of_logs() -> None:
+    """Lets the library's bars while weights load stand on a terminal alone."""
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+
 def tell_how_far(what: str) -> Callable[[int, int], None]:
     """A watcher of work that takes minutes where there is much of it: now and then a line on standard error.
 

