@@ -59,6 +59,24 @@ def test_no_valid_sample_gives_nulls_and_no_crash():
     assert arm["memory_specificity"]["mean"] is None
 
 
+def test_an_arm_of_which_every_answer_failed_is_counted_and_compared_with_nothing():
+    fields = ("output_tokens", "perplexity", "mean_nll", "fidelity", "support_fit", "copying", "checks_met")
+    failed = FAILED | dict.fromkeys(fields)
+    rows = [planted_record(f"q{n}", "S001", "own", sample=k, **failed) for n in range(3) for k in range(2)]
+    rows += [planted_record(f"q{n}", "S001", "none", sample=k) for n in range(3) for k in range(2)]
+    profiles = load_profiles(PROFILES_DIR)
+    summary = summarize(rows, profiles)
+    assert (summary["n"], summary["errors"]) == (6, 6)
+    own, none = (summary["arms"][arm] for arm in ("own", "none"))
+    assert (own["n"], own["errors"], none["n"], none["errors"]) == (0, 6, 6, 0)
+    assert own["repeats"] == {"prompts": 0, "samples": 0} and own["correct_per_1000_tokens"] is None
+    (compared,) = summary["comparisons"]
+    assert (compared["n"], compared["breakage"], compared["repair"]) == (0, None, None)
+    assert compared["metrics"]["correct"]["mean"] is None
+    described = describe_policies(rows, profiles)["base"]["own"]
+    assert (described["n"], described["progress"]) == (0, None)
+
+
 def test_repeats_give_pass_at_k_and_a_majority():
     outcomes = {"q0": [True, True, False], "q1": [False, False, True]}
     samples = [(question, *pair) for question, group in outcomes.items() for pair in enumerate(group)]
