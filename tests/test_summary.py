@@ -51,6 +51,10 @@ def test_a_text_that_all_students_get_is_one_answer_of_the_arm():
 
 def test_no_valid_sample_gives_nulls_and_no_crash():
     assert summarize([], profiles={})["n"] == 0
+    nothing = dict.fromkeys(("mean", "median", "low", "high"))
+    assert (
+        summarize([planted_record("q0", **EMPTY)], profiles={})["metrics"]["perplexity"] == {"n": 0} | nothing
+    )
     summary = summarize([planted_record("q0", "S001", "own", **FAILED)], load_profiles(PROFILES_DIR))
     assert (summary["n"], summary["token_weighted_nll"]) == (0, None)
     assert summary["accuracy"]["canonical"] == {"n": 0, "mean": None, "low": None, "high": None}
