@@ -110,16 +110,21 @@ def test_json_lines_come_with_their_numbers_and_only_a_line_feed_ends_a_line(tmp
     assert read_json_lines(path) == [(1, {"a": "x\u2028\x85y"}), (4, 2), (5, {"a": None})]
 
 
+LONG = "9" * 5000  # Python reads integers of up to 4,300 digits
+
+
 def test_what_is_broken_is_named_with_its_fault(tmp_path):
     path = tmp_path / "a"
     for content, fault in {
         '{"a": ': "not JSON: ",
         "[" * 100_000: "not JSON: ",  # deeper than Python's recursion goes
+        '{"a": ' + LONG + "}": "not JSON: Exceeds the limit",
         "[1]": "expected a JSON object, got list",
     }.items():
         path.write_text(content)
         with pytest.raises(UserError, match=f"a: {fault}"):
             read_json(path)
-    path.write_text("1\n\n{broken\n")
-    with pytest.raises(UserError, match="a: line 3: not JSON: "):
-        read_json_lines(path)
+    for line in ("{broken", LONG):
+        path.write_text(f"1\n\n{line}\n")
+        with pytest.raises(UserError, match="a: line 3: not JSON: "):
+            read_json_lines(path)

@@ -156,19 +156,23 @@ def test_memory_as_of_a_moment_shows_nothing_later(tiny_long, tmp_path):
         (["--model_name", "./no/such/folder"], "--model_name ./no/such/folder: no such folder"),
         (["--students", "S999"], "--students S999: no such profile"),
         (["--profiles_dir", "BROKEN"], "S005.json: strengths: expected a list of strings, got str"),
+        (["--profiles_dir", "FORGETFUL"], "FORGETFUL/memory/S005.jsonl: line 1: not JSON"),
         (["--mastery_parameters", "BROKEN/S005.json"], "BROKEN/S005.json: predictor: missing"),
         (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2_at_once(flags, expected, tmp_path):
-    profile = json.loads((PROFILES_DIR / "S005.json").read_text()) | {"strengths": "fractions"}
-    (tmp_path / "BROKEN").mkdir()
-    (tmp_path / "BROKEN" / "S005.json").write_text(json.dumps(profile))
+    profile = json.loads((PROFILES_DIR / "S005.json").read_text())
+    for folder, changes in {"BROKEN": {"strengths": "fractions"}, "FORGETFUL": {}}.items():
+        (tmp_path / folder / "memory").mkdir(parents=True)
+        (tmp_path / folder / "S005.json").write_text(json.dumps(profile | changes))
+    (tmp_path / "FORGETFUL" / "memory" / "S005.jsonl").write_text("{broken\n{}\n")
     if "--model_name" not in flags:
         flags = [*flags, "--model_name", "bundled"]
     done = run_script("cot/run_baseline_faiss.py", *flags, "--output_dir", "out", cwd=tmp_path)
     assert done.returncode == 2 and expected in done.stderr_text
     assert done.stderr_text.count("\n") == 1
+    assert done.stdout_text == ""  # nothing was picked yet, let alone loaded
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path):

@@ -180,6 +180,7 @@ def test_a_file_cut_at_any_byte_loses_at_most_its_last_line_and_is_repaired(tmp_
         (json.dumps(FIELDS | {"correct": 1}), "correct: expected true or false, got int"),
         (json.dumps(FIELDS | {"student_id": "S10"}), "student_id: expected 'S1'"),
         ("[" * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON: Exceeds the limit"),
         ('{"student_id": "S1", "ti', "not JSON"),
         ("[]", "record: "),
     ],
