@@ -254,10 +254,12 @@ def test_a_dead_hub_ends_in_one_line_and_a_warm_cache_never_asks_it(tiny_folder,
     shutil.copytree(warm, torn)
     (torn / "snapshots" / COMMIT / "model.safetensors").unlink()
 
-    code = "print(resolve_model(name), hub_answers(), os.environ.get('HF_HUB_OFFLINE'))"
+    code = "before = os.environ.get('HF_HUB_OFFLINE'); print(before, end=' '); "
+    code += "print(resolve_model(name), hub_answers(), os.environ.get('HF_HUB_OFFLINE'))"
     answers = ask("http://127.0.0.1:9", tmp_path, "me/dead", "me/warm", "me/torn", code=code)
     (dead, seconds), (found, _), (incomplete, _) = answers
     assert "me/dead: not in the local cache, and the hub cannot be reached" in dead and seconds < 10
+    assert dead.startswith("None ") and found.startswith("1 ")  # who asks for a model switches it off
     assert "name='me/warm', kind='hub'" in found and f"revision='{COMMIT}'" in found
     assert found.endswith(" False 1")  # switched off for the libraries that ask it
     assert "me/torn: not in the local cache" in incomplete
