@@ -25,7 +25,7 @@ class FakeEmbedder:
         self.dimension = dimension
         self.encoded: list[str] = []
 
-    def encode(self, texts) -> np.ndarray:
+    def encode(self, texts, lasting=False) -> np.ndarray:
         self.encoded += texts
         return unit_vectors([random.Random(text).getrandbits(32) for text in texts], self.dimension)
 
@@ -138,7 +138,7 @@ class Fixed(FakeEmbedder):
     def __init__(self) -> None:
         super().__init__(2)
 
-    def encode(self, texts):
+    def encode(self, texts, lasting=False):
         sides = [(HEIGHTS[text], (1 - HEIGHTS[text] ** 2) ** 0.5) for text in texts]
         return np.array(sides, dtype=np.float32)
 
@@ -282,6 +282,35 @@ def test_many_texts_are_encoded_some_at_a_time_and_counted(embedder, monkeypatch
     assert seen == [(2, 5), (4, 5), (5, 5)]
     np.testing.assert_array_equal(vectors[0], vectors[5])
     assert vectors[4] @ embedder.encode(["some e"])[0] > 0.999
+
+
+def test_vectors_of_a_long_memory_are_kept_for_later_runs_and_a_broken_file_is_made_again(
+    embedder, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr("cot.utils.retrieval.ENCODED_AT_ONCE", 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    texts = [f"Ann has {n} pens." for n in range(10)]
+    vectors = embedder.encode(texts, lasting=True)
+    files = sorted((tmp_path / "mcot" / "vectors").iterdir())
+    assert len(files) == 2  # the last two texts fill no part
+
+    # a later run, of a memory that has grown, reads them
+    for file in files:
+        np.save(file, -np.load(file, allow_pickle=False), allow_pickle=False)
+    again = load_embedder("cpu").encode([*texts, "Ben is late.", "Cat is late."], lasting=True)
+    np.testing.assert_array_equal(again[:8], -vectors[:8])
+    np.testing.assert_allclose(again[8:10], vectors[8:], atol=1e-5)
+    assert len(list(files[0].parent.iterdir())) == 3
+
+    # what a crash or another program has left is no vector
+    for file, content in zip(files, (b"\x93NUMPY", b""), strict=True):
+        file.write_bytes(content)
+    np.testing.assert_allclose(load_embedder("cpu").encode(texts, lasting=True), vectors, atol=1e-5)
+    assert all(np.load(file, allow_pickle=False).shape == (4, 384) for file in files)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files[0]))  # a file is no folder
+    np.testing.assert_allclose(load_embedder("cpu").encode(texts, lasting=True), vectors, atol=1e-5)
+    assert "Not a directory; embedded anew at every start" in capsys.readouterr().err
 
 
 def test_an_absent_embedder_names_the_install_command(monkeypatch):

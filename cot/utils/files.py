@@ -51,13 +51,28 @@ def dumps(value: object, indent: int | None = None) -> str:
     return json.dumps(to_jsonable(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
     """Writes a file as a whole or not at all: a reader sees the old content or the new, never a part.
 
     Raises:
         OSError: the disk is full or the folder is gone; the previous content is untouched.
     """
-    _write_whole(path, [f"{dumps(value, indent=2)}\n".encode()])
+    with _named_in_errors(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(chunks)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes it private
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)  # gone already where it became the file
+
+
+def write_json(path: Path, value: object) -> None:
+    """A value as strict JSON; as `write_whole`."""
+    write_whole(path, [f"{dumps(value, indent=2)}\n".encode()])
 
 
 def write_results(path: Path, document: dict) -> None:
@@ -71,7 +86,7 @@ def write_results(path: Path, document: dict) -> None:
     head = dumps({key: value for key, value in document.items() if key != last}, indent=2)
     lines = [result if isinstance(result, bytes) else encode_record(result) for result in document[last]]
     start = f'{head.removesuffix("}").rstrip()},\n  "{last}": [\n    '
-    _write_whole(path, [start.encode(), b",\n    ".join(lines), b"\n  ]\n}\n"])
+    write_whole(path, [start.encode(), b",\n    ".join(lines), b"\n  ]\n}\n"])
 
 
 def encode_record(record: dict) -> bytes:
@@ -80,20 +95,6 @@ def encode_record(record: dict) -> bytes:
         return json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError):  # no JSON, NaN, or a lone surrogate
         return dumps(record).encode()
-
-
-def _write_whole(path: Path, chunks: Iterable[bytes]) -> None:
-    with _named_in_errors(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.writelines(chunks)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes it private
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)  # gone already where it became the file
 
 
 def read_text(path: Path) -> str:

@@ -4,9 +4,12 @@ Profile search goes over all students. Student retrieval looks up one student's 
 first, and only those are compared, so another student's cannot be found.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import re
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from cot.utils.errors import UserError
+from cot.utils.files import write_whole
+from cot.utils.paths import cache_dir
 from cot.utils.progress import keep_bars_out_of_logs
 from cot.utils.students import END, Interaction, Profile, in_time_order, parse_time, render_profile
 
@@ -58,27 +63,52 @@ class Embedder:
         self._cache: dict[str, np.ndarray] = {}
         self._watch = watch
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str], lasting: bool = False) -> np.ndarray:
         """Unit vectors `(N, 384)` float32. Only a text's first 256 tokens count.
 
         Control characters and lone surrogates become spaces.
+
+        Args:
+            lasting: later runs will ask for these texts again, with others behind them: the vectors of every
+                whole `ENCODED_AT_ONCE` of them are kept in the user's cache.
 
         Raises:
             UserError: the model returns a value that is not finite.
         """
         cleaned = [UNENCODABLE.sub(" ", text) for text in texts]
-        new = [text for text in dict.fromkeys(cleaned) if text not in self._cache]
+        new = [text for text in dict.fromkeys(cleaned) if lasting or text not in self._cache]
         for start in range(0, len(new), ENCODED_AT_ONCE):
             some = new[start : start + ENCODED_AT_ONCE]
-            vectors = self._model.encode(
-                some, batch_size=64, normalize_embeddings=True, show_progress_bar=False
-            )
-            if not np.isfinite(vectors).all():
-                raise UserError(f"{self.name}: the embedding of a text is not finite; try --device cpu")
+            kept = lasting and len(some) == ENCODED_AT_ONCE
+            vectors = self._recall(some) if kept else self._compute(some)
             self._cache.update(zip(some, vectors, strict=True))
             if self._watch:
                 self._watch(start + len(some), len(new))
         return np.array([self._cache[text] for text in cleaned], dtype=np.float32).reshape(-1, self.dimension)
+
+    def _compute(self, texts: list[str]) -> np.ndarray:
+        vectors = self._model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        if not np.isfinite(vectors).all():
+            raise UserError(f"{self.name}: the embedding of a text is not finite; try --device cpu")
+        return vectors
+
+    def _recall(self, texts: list[str]) -> np.ndarray:
+        """What an earlier run has computed, else computed now and kept where the cache can be written."""
+        texts_digest = hashlib.sha256("\0".join([self.revision, str(self._model.device), *texts]).encode())
+        path = cache_dir() / "vectors" / f"{texts_digest.hexdigest()[:32]}.npy"
+        with contextlib.suppress(OSError, ValueError, EOFError):  # there is none, or none that can be read
+            vectors = np.load(path, allow_pickle=False)
+            if vectors.shape == (len(texts), self.dimension) and np.isfinite(vectors).all():
+                return vectors
+
+        vectors, content = self._compute(texts), io.BytesIO()
+        np.save(content, vectors, allow_pickle=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, [content.getvalue()])
+        except OSError as error:
+            print(f"warning: {path.parent}: {error.strerror}; embedded anew at every start", file=sys.stderr)
+        return vectors
 
 
 def load_embedder(device: str = "cpu", watch: Callable[[int, int], None] | None = None) -> Embedder:
@@ -197,7 +227,8 @@ class _Shelf:
 
 
 class OwnMemories:
-    """Each student's own memories, at any moment; their questions are embedded once, at the first use.
+    """Each student's own memories, at any moment; their questions are embedded once, at the first use, and
+    those of a long memory kept for later runs.
 
     What has no question cannot resemble one, and is not among them.
 
@@ -254,11 +285,13 @@ class OwnMemories:
             ordered = in_time_order(self._histories.get(student_id, ()))
             if any(item.student_id != student_id for item in ordered):
                 raise ValueError(f"the history of {student_id} holds another student's interaction")
-            latest_first = [item for item in reversed(ordered) if item.question is not None]
+            asked = [item for item in ordered if item.question is not None]
+            vectors = self._embedder.encode([item.question for item in asked], lasting=True)
+            latest_first = asked[::-1]
             self._shelves[student_id] = _Shelf(
                 interactions=latest_first,
-                times=[item.time for item in reversed(latest_first)],
+                times=[item.time for item in asked],
                 seconds=np.array([parse_time(item.time).timestamp() for item in latest_first]),
-                vectors=self._embedder.encode([item.question for item in latest_first]),
+                vectors=np.ascontiguousarray(vectors[::-1]),
             )
         return self._shelves[student_id]
