@@ -1,6 +1,6 @@
 """Explanations as the small policy is taught them: calculations in words, in every manner.
 
-An explanation is written from an exercise's calculations and a manner. Nothing in it looks at a student.
+An explanation is written from an exercise's calculations and a phrasing. Nothing in it looks at a student.
 """
 
 import random
@@ -34,8 +34,8 @@ class Calculation:
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How an explanation is written.
+class Phrasing:
+    """How an explanation is written: its manner, and what no check looks at.
 
     Attributes:
         style: a key of `EXPLANATION_STYLES`.
@@ -61,8 +61,8 @@ class Manner:
         return self.support == "worked_out"
 
 
-def draw_manner(rng: random.Random, **wishes) -> Manner:
-    """A manner at random, each style and each level of support as likely as the others.
+def draw_phrasing(rng: random.Random, **wishes) -> Phrasing:
+    """A phrasing at random, each style and each level of support as likely as the others.
 
     Args:
         wishes: attributes that are decided.
@@ -76,7 +76,7 @@ def draw_manner(rng: random.Random, **wishes) -> Manner:
         "full_sentence": rng.random() < 0.3,
         "because": rng.random() < 0.3,
     }
-    return Manner(**(drawn | wishes))
+    return Phrasing(**(drawn | wishes))
 
 
 def calculations(gold_solution: str) -> tuple[Calculation, ...]:
@@ -112,10 +112,10 @@ def slip(steps: Sequence[Calculation]) -> str:
     return steps[-1].terms[0]
 
 
-def explain(steps: Sequence[Calculation], manner: Manner, answer: str | None = None) -> str:
-    """The calculations in a manner, ending in `#### ` and the answer, the last one's result unless told.
+def explain(steps: Sequence[Calculation], phrasing: Phrasing, answer: str | None = None) -> str:
+    """The calculations so phrased, ending in `#### ` and the answer, the last one's result unless told.
 
-    >>> print(explain(calculations("<<4+3=7>>"), Manner("check_at_end", True, "worked_out")))
+    >>> print(explain(calculations("<<4+3=7>>"), Phrasing("check_at_end", True, "worked_out")))
     Hint: think of adding.
     Adding gives 4+3=7.
     See, 7-4=3.
@@ -124,16 +124,16 @@ def explain(steps: Sequence[Calculation], manner: Manner, answer: str | None = N
     """
     last = steps[-1]
     answer = answer or last.result
-    lines = _STYLES[manner.style](steps, manner, answer)
-    if manner.full_sentence and manner.style != "equations_first":
+    lines = _STYLES[phrasing.style](steps, phrasing, answer)
+    if phrasing.full_sentence and phrasing.style != "equations_first":
         lines.append(f"So the answer is {answer}.")
-    if manner.style == "numbered_steps":
+    if phrasing.style == "numbered_steps":
         lines = [f"{number}. {line}" for number, line in enumerate(lines, 1)]
-    elif manner.joined and manner.style != "equations_first":
+    elif phrasing.joined and phrasing.style != "equations_first":
         lines = [" ".join(lines)]
-    if manner.style == "check_at_end":
+    if phrasing.style == "check_at_end":
         lines.append(f"Check: {_undo(last)}.")
-    if manner.hint:
+    if phrasing.hint:
         lines.insert(0, f"Hint: think of {OPERATIONS[steps[0].sign][1]}.")
     return "\n".join([*lines, f"#### {answer}"])
 
@@ -150,49 +150,49 @@ def _fits(step: Calculation) -> Calculation:
     return Calculation((step.terms[0], step.result), step.sign, step.terms[1])
 
 
-def _statements(steps: Sequence[Calculation], manner: Manner) -> list[str]:
+def _statements(steps: Sequence[Calculation], phrasing: Phrasing) -> list[str]:
     lines = [f"{OPERATIONS[step.sign][1].capitalize()} gives {step}" for step in steps]
-    if manner.gives_reason:
+    if phrasing.gives_reason:
         lines[-1] += f" {OPERATIONS[steps[-1].sign][2]}"
     return [f"{line}." for line in lines]
 
 
-def _support(steps: Sequence[Calculation], manner: Manner) -> list[str]:
-    return [f"See, {_fits(steps[-1])}."] if manner.confirms else []
+def _support(steps: Sequence[Calculation], phrasing: Phrasing) -> list[str]:
+    return [f"See, {_fits(steps[-1])}."] if phrasing.confirms else []
 
 
-def _numbered(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
+def _numbered(steps: Sequence[Calculation], phrasing: Phrasing, _answer: str) -> list[str]:
     start = [f"Take the numbers {' and '.join(steps[0].terms)}."] if len(steps) == 1 else []
-    return start + _statements(steps, manner) + _support(steps, manner)
+    return start + _statements(steps, phrasing) + _support(steps, phrasing)
 
 
-def _short(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
+def _short(steps: Sequence[Calculation], phrasing: Phrasing, _answer: str) -> list[str]:
     starts = ["First", *["Then"] * (len(steps) - 1)]
     announced = [f"{start} we {OPERATIONS[step.sign][0]}." for start, step in zip(starts, steps, strict=True)]
-    pairs = zip(announced, _statements(steps, manner), strict=True)
-    return [line for pair in pairs for line in pair] + _support(steps, manner)
+    pairs = zip(announced, _statements(steps, phrasing), strict=True)
+    return [line for pair in pairs for line in pair] + _support(steps, phrasing)
 
 
-def _guiding(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
+def _guiding(steps: Sequence[Calculation], phrasing: Phrasing, _answer: str) -> list[str]:
     given = ["What do we know?", f"We know {' and '.join(steps[0].terms)}."] if len(steps) == 1 else []
     questions = ["What comes first?", *["What comes next?"] * (len(steps) - 1)]
-    pairs = zip(questions, _statements(steps, manner), strict=True)
-    return given + [line for pair in pairs for line in pair] + _support(steps, manner)
+    pairs = zip(questions, _statements(steps, phrasing), strict=True)
+    return given + [line for pair in pairs for line in pair] + _support(steps, phrasing)
 
 
-def _equations(steps: Sequence[Calculation], manner: Manner, answer: str) -> list[str]:
+def _equations(steps: Sequence[Calculation], phrasing: Phrasing, answer: str) -> list[str]:
     lines = [str(step) for step in steps]
-    if manner.gives_reason:
+    if phrasing.gives_reason:
         lines[-1] += f" {OPERATIONS[steps[-1].sign][2]}"
-    if manner.full_sentence:
+    if phrasing.full_sentence:
         lines[-1] += f", so the answer is {answer}"
-    if manner.confirms:
-        lines.insert(len(lines) - manner.full_sentence, f"{_fits(steps[-1])} shows it")
+    if phrasing.confirms:
+        lines.insert(len(lines) - phrasing.full_sentence, f"{_fits(steps[-1])} shows it")
     return [f"{line}." for line in lines]
 
 
-def _checked(steps: Sequence[Calculation], manner: Manner, _answer: str) -> list[str]:
-    return _statements(steps, manner) + _support(steps, manner)
+def _checked(steps: Sequence[Calculation], phrasing: Phrasing, _answer: str) -> list[str]:
+    return _statements(steps, phrasing) + _support(steps, phrasing)
 
 
 _STYLES = {

@@ -16,7 +16,7 @@ import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from cot.utils.errors import UserError
-from rl.explanations import draw_manner, explain, slip
+from rl.explanations import draw_phrasing, explain, slip
 from rl.lessons import Lesson
 
 WARMUP_STEPS = 100
@@ -58,7 +58,7 @@ def make_batch(
             for word in lesson.prompt
         ]
         wrong = slip(lesson.steps) if lesson.slips and rng.random() < slips else None
-        text = explain(lesson.steps, draw_manner(rng, **lesson.wishes), wrong)
+        text = explain(lesson.steps, draw_phrasing(rng, **lesson.wishes), wrong)
         tokens = tokenizer.encode(text, add_special_tokens=False)
         sequences.append((prompt, [*tokens, tokenizer.eos_token_id]))
 

@@ -145,7 +145,7 @@ def make_model(args: argparse.Namespace, tokenizer):
 
 def sample_texts(arms, moments: Sequence, seed: int) -> list[str]:
     """Questions, explanations, memories and instructions for the tokenizer to learn its words from."""
-    from rl.explanations import calculations, draw_manner, explain
+    from rl.explanations import calculations, draw_phrasing, explain
     from rl.lessons import draw_story, draw_wishes
 
     rng = random.Random(f"tokenizer {seed}")
@@ -153,8 +153,8 @@ def sample_texts(arms, moments: Sequence, seed: int) -> list[str]:
     for moment in moments:
         question, story = moment.question, draw_story(rng)
         memory, steps = arms.show(moment, "own"), calculations(question.gold_solution)
-        texts += [question.question, explain(steps, draw_manner(rng)), *memory.lines[:8]]
-        texts += [story.question, explain(story.steps, draw_manner(rng)), draw_wishes(story.skill, rng)[0]]
+        texts += [question.question, explain(steps, draw_phrasing(rng)), *memory.lines[:8]]
+        texts += [story.question, explain(story.steps, draw_phrasing(rng)), draw_wishes(story.skill, rng)[0]]
     return texts
 
 

@@ -6,7 +6,7 @@ from conftest import only, read_strictly, run_here
 
 from cot.run_baseline_cot import main
 from cot.utils import devices
-from cot.utils.devices import choose_dtype, decide, time_product, warn_of_cpu
+from cot.utils.devices import choose_dtype, faster_dtype, time_product, warn_of_cpu
 from cot.utils.errors import UserError
 from cot.utils.models import load_model
 
@@ -35,7 +35,7 @@ def clock(monkeypatch):
 def test_auto_takes_bfloat16_only_where_it_is_twice_as_fast(clock, bfloat16_ms, dtype):
     timed = clock(float32=10.0, bfloat16=bfloat16_ms)
     choice = choose_dtype("auto", CPU, LARGE)
-    assert choice == decide(float32_ms=10.0, bfloat16_ms=bfloat16_ms) and choice.dtype == dtype
+    assert choice == faster_dtype(float32_ms=10.0, bfloat16_ms=bfloat16_ms) and choice.dtype == dtype
     assert choice.probe == {"float32_ms": 10.0, "bfloat16_ms": bfloat16_ms} and choice.warning is None
     assert f"10.0 ms in float32, {bfloat16_ms} ms in bfloat16" in choice.reason
     assert timed == [("float32", 3000, 1000), ("bfloat16", 3000, 1000)]

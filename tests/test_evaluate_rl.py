@@ -34,7 +34,7 @@ from cot.utils.paths import PROFILES_DIR
 from cot.utils.records import make_record
 from cot.utils.student_files import load_profiles
 from cot.utils.textbook import load_chapters
-from rl.explanations import Manner, calculations, explain
+from rl.explanations import Phrasing, calculations, explain
 from rl.moments import walk_textbook
 
 pytestmark = pytest.mark.slow
@@ -107,17 +107,17 @@ def ignorer(row, _prompt):
     styles = ("numbered_steps", "short_sentences", "guiding_questions", "equations_first", "check_at_end")
     pick = zlib.crc32(f"{row.moment.question.id} {row.sample}".encode())
     steps = calculations(row.moment.question.gold_solution)
-    return explain(steps, Manner(styles[pick % 5], hint=bool(pick & 64)))
+    return explain(steps, Phrasing(styles[pick % 5], hint=bool(pick & 64)))
 
 
 def follower(row, _prompt):
     """It meets every wish of the student whose memory stands in the prompt."""
     steps = calculations(row.moment.question.gold_solution)
     if row.memory.student_id is None:
-        return explain(steps, Manner("equations_first", joined=True))
+        return explain(steps, Phrasing("equations_first", joined=True))
     student = PROFILES[row.memory.student_id]
     wishes = student.learning_preferences
-    manner = Manner(
+    manner = Phrasing(
         student.explanation_style,
         hint="a hint first" in wishes,
         support="guided" if "a reason with because" in wishes else "brief",
@@ -175,7 +175,7 @@ def test_a_planted_teacher_who_fades_support_is_seen_to_adapt(shown, records_of)
             by_skill = mastery_by_skill(histories[row.memory.student_id], as_of=row.memory.as_of)
             mastery = by_skill.get(row.moment.question.skill)
         steps = calculations(row.moment.question.gold_solution)
-        return explain(steps, Manner("short_sentences", support=support_target(mastery)))
+        return explain(steps, Phrasing("short_sentences", support=support_target(mastery)))
 
     adapts = "Does it adapt as the student learns?"
     records = records_of("base", ignorer) + records_of("ipo", fading)

@@ -19,7 +19,7 @@ from cot.utils.student_files import MemoryLog, load_profiles
 from cot.utils.students import HINT_IN_WORDS, STYLE_IN_WORDS, SUPPORT_LEVELS
 from cot.utils.textbook import pick_chapters
 from rl.cohorts import arms_of
-from rl.explanations import Manner, calculations, draw_manner, explain
+from rl.explanations import Phrasing, calculations, draw_phrasing, explain
 from rl.lessons import (
     CHAPTERS,
     MISLEADING_SHARE,
@@ -45,7 +45,7 @@ def test_every_manner_of_the_tutor_meets_its_style(style, gold):
     steps = calculations(gold)
     flags = itertools.product((False, True), repeat=4)
     for (hint, because, full, joined), support in itertools.product(flags, SUPPORT_LEVELS):
-        manner = Manner(style, hint, support, full, joined, because)
+        manner = Phrasing(style, hint, support, full, joined, because)
         text = explain(steps, manner)
         assert support_level(text, len(steps)) == support, text
         assert EXPLANATION_STYLES[style](text), text
@@ -62,7 +62,7 @@ def test_an_instruction_is_met_by_the_explanation_that_it_decides():
     rng, seen = random.Random(0), set()
     for _ in range(400):
         instruction, wishes = draw_wishes("add_two_numbers", rng)
-        text = explain(calculations("<<3*9=27>> <<9+27=36>>"), draw_manner(rng, **wishes))
+        text = explain(calculations("<<3*9=27>> <<9+27=36>>"), draw_phrasing(rng, **wishes))
         asked = {name for name in CHECKABLE_PREFERENCES if name in instruction}
         assert all(CHECKABLE_PREFERENCES[name](text) for name in asked), (instruction, text)
         styles = {name for name, words in STYLE_IN_WORDS.items() if words in instruction}

@@ -8,11 +8,11 @@ from cot.utils.errors import UserError
 from cot.utils.fidelity import CHECKABLE_PREFERENCES, EXPLANATION_STYLES
 from cot.utils.students import Profile
 from cot.utils.thinking import Reasoning
-from rl.explanations import Manner, calculations, explain
+from rl.explanations import Phrasing, calculations, explain
 from rl.rewards import DEFAULT_WEIGHTS, TUTOR_WEIGHTS, RewardTable, parse_weights, reward_parts
 
 GOLD = "They have 14 + 23 = <<14+23=37>>37 pens.\n#### 37"
-FITTING = explain(calculations(GOLD), Manner("numbered_steps"))
+FITTING = explain(calculations(GOLD), Phrasing("numbered_steps"))
 BUDGET = 100
 
 
@@ -116,7 +116,7 @@ def test_a_text_earns_the_sum_of_its_parts(text, earned):
 
 
 def test_fit_alone_is_worth_nothing():
-    wrong = explain(calculations(GOLD), Manner("numbered_steps"), answer="38")
+    wrong = explain(calculations(GOLD), Phrasing("numbered_steps"), answer="38")
     for name in ("fidelity", "memory_margin", "support_fit"):
         assert (score(name, wrong, mastery=0.97), score(name, FITTING, mastery=0.97)) == (0, 1)
     # nor does a wrong answer pay for fitting others better
@@ -148,7 +148,7 @@ def test_copying_the_memory_earns_no_fit():
 
 def test_keyword_stuffing_earns_no_fit():
     stuffed = "Hint hint because guiding questions? because check numbered steps 14+23=37\n#### 37"
-    met = explain(calculations(GOLD), Manner("guiding_questions", hint=True, support="guided"))
+    met = explain(calculations(GOLD), Phrasing("guiding_questions", hint=True, support="guided"))
     assert [score("correct", text) for text in (stuffed, met)] == [1, 1]
     assert [score("fidelity", text, fit_to="S4") for text in (stuffed, met)] == [0, 1]
 

@@ -184,7 +184,7 @@ def choose_dtype(
     other = name if name in ("bfloat16", "float16") else "bfloat16"
     probe = {f"{dtype}_ms": time_product(dtype, outputs, inputs) for dtype in ("float32", other)}
     if name == "auto":
-        return decide(**probe)
+        return faster_dtype(**probe)
     return DtypeChoice(name, probe=probe, warning=warn_of_slow(name, probe))
 
 
@@ -194,11 +194,11 @@ def check_dtype(name: str) -> None:
         raise UserError(f"--dtype {name}: expected auto, {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
 
 
-def decide(float32_ms: float, bfloat16_ms: float) -> DtypeChoice:
+def faster_dtype(float32_ms: float, bfloat16_ms: float) -> DtypeChoice:
     """What `auto` is on a CPU where a product takes so long: bfloat16 only if it is at least twice as fast.
 
-    >>> decide(float32_ms=7.0, bfloat16_ms=3.5).dtype, decide(float32_ms=7.0, bfloat16_ms=3.6).dtype
-    ('bfloat16', 'float32')
+    >>> [faster_dtype(float32_ms=7.0, bfloat16_ms=ms).dtype for ms in (3.5, 3.6)]
+    ['bfloat16', 'float32']
     """
     probe = {"float32_ms": float32_ms, "bfloat16_ms": bfloat16_ms}
     reason = f"a product takes {float32_ms:.1f} ms in float32, {bfloat16_ms:.1f} ms in bfloat16"
