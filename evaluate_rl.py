@@ -298,7 +298,8 @@ def run_closed_loop(
     start = partial(start_walk, truths, chapters, args.seed, practice)
     start()  # students without needs end here
     model = load_mastery_model(args.mastery_parameters)
-    scorers, device = load_scorers(), str(pick_device(args.device))
+    device = str(pick_device(args.device))
+    scorers = load_scorers(device)
     count = len(policies) * len(course) * len(profiles)
     print(f"data:     textbook test, {len(course)} exercises for {len(profiles)} students")
     print(f"rows:     {count} on {device}, memory: {args.memory_level}", flush=True)
@@ -350,7 +351,8 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.sweeps import load_scorers
 
     # what each arm shows at each moment
-    scorers, device = load_scorers(), str(pick_device(args.device))
+    device = str(pick_device(args.device))
+    scorers = load_scorers(device)
     arms = remember(args, profiles, histories, truths, scorers.embedder)
     rows = build_rows(args, policies, moments, arms)
     questions = len({moment.question.id for moment in moments})

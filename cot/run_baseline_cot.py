@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     )
     config = announce(args, source, questions)
     tokenizers, args.max_new_tokens = prepare_models(args, {source.name: source}, args.max_new_tokens)
-    scorers = load_scorers()
+    scorers = load_scorers(config["device"])
 
     # one prompt a question, one row for each temperature and sample
     rows = []

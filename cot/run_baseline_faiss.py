@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     )
     config = announce(args, source, questions)
     tokenizers, args.max_new_tokens = prepare_models(args, {source.name: source}, args.max_new_tokens)
-    scorers = load_scorers()
+    scorers = load_scorers(config["device"])
 
     # one prompt for every question, student and arm; one row for each temperature and sample
     arms = remember(args, profiles, histories, truths, scorers.embedder, mastery_model)

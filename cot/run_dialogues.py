@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     )
     config = announce(args, source, questions)
     tokenizers, args.max_new_tokens = prepare_models(args, {name: source}, args.max_new_tokens)
-    scorers = load_scorers()
+    scorers = load_scorers(config["device"])
 
     # every dialogue of every question, in every arm
     rows = build_rows(

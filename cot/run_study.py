@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     )
     config = announce(args, source, questions) | {"students_asked": len(profiles)}
     tokenizers, args.max_new_tokens = prepare_models(args, {name: source}, args.max_new_tokens)
-    scorers = load_scorers()
+    scorers = load_scorers(config["device"])
 
     # who is asked what
     rows = build_rows(

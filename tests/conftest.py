@@ -532,7 +532,7 @@ def scorers():
     """The embedder and the spaCy pipeline of a sweep, loaded once."""
     from cot.utils.sweeps import load_scorers
 
-    return load_scorers()
+    return load_scorers("cpu")
 
 
 @pytest.fixture(scope="session")

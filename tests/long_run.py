@@ -123,7 +123,7 @@ def main() -> int:
     flags += ["--max_new_tokens", str(args.max_new_tokens), "--batch_size", str(args.batch_size)]
     from cot.utils.sweeps import load_scorers
 
-    load_scorers()  # every run is forked with the libraries imported
+    load_scorers("cpu")  # every run is forked with the libraries imported
 
     start = time.monotonic()
     straight, killed = folder / "straight", folder / "killed"

@@ -98,7 +98,7 @@ def test_a_named_cpu_beside_a_gpu_is_one_line(monkeypatch):
 @pytest.fixture
 def sweep(tiny_long, tmp_path, scorers, monkeypatch):
     """Runs a sweep of one question; its output, and what its summary records of the model."""
-    monkeypatch.setattr("cot.utils.sweeps.load_scorers", lambda: scorers)
+    monkeypatch.setattr("cot.utils.sweeps.load_scorers", lambda _device: scorers)
     monkeypatch.setattr("cot.utils.sweeps.draw_sweep", lambda *_: None)
 
     def run(*flags):

@@ -123,4 +123,4 @@ def test_an_absent_package_is_named_before_a_model_loads(package, monkeypatch):
 
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"{package} is not installed: pip install -r requirements\.txt"):
-        inspect.unwrap(load_scorers)()  # the tests' own is made once
+        inspect.unwrap(load_scorers)("cpu")  # the tests' own is made once

@@ -36,14 +36,18 @@ class Scorers:
         }
 
 
-def load_scorers() -> Scorers:
+def load_scorers(device: str) -> Scorers:
     """Both, from installed packages.
+
+    Args:
+        device: of the models. On a CUDA one texts are embedded there, too; else on the CPU.
 
     Raises:
         UserError: one of them is absent, or what retrieval and figures need; says how to install it.
     """
     require("faiss", "matplotlib", "sentence_transformers", "spacy")
-    return Scorers(load_embedder(watch=tell_how_far("texts embedded")), load_spacy())
+    on = device if device.startswith("cuda") else "cpu"
+    return Scorers(load_embedder(on, watch=tell_how_far("texts embedded")), load_spacy())
 
 
 def announce(args: argparse.Namespace, source: ModelSource, questions: QuestionSet) -> dict:
