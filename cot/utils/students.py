@@ -47,7 +47,10 @@ def parse_time(value: str) -> datetime:
     """
     if not TIME.fullmatch(value):
         raise ValueError(f"expected a UTC time such as 2026-01-05T09:00:00Z, got {value!r}")
-    return datetime.fromisoformat(value)  # a tenth of what strptime takes
+    try:
+        return datetime.fromisoformat(value)  # a tenth of what strptime takes
+    except ValueError as error:
+        raise ValueError(f"{error}: {value!r}") from error
 
 
 def check_as_of(text: str) -> str:
