@@ -29,7 +29,7 @@ UNENCODABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 RECENCY_WEIGHT = 0.02  # at most this much cosine: it decides between questions that are about as similar
 RECENCY_HALF_LIFE_DAYS = 30.0
 SECONDS_PER_DAY = 86_400
-ENCODED_AT_ONCE = 2048  # texts, between two looks at how far it is
+ENCODED_AT_ONCE = 512  # texts, between two looks at how far it is; so many vectors are kept in a file
 
 EXACT_UP_TO = 100_000  # vectors
 # Beyond, 64 of 2 sqrt(N) lists are scanned as 4-bit codes, and 200 hits per result are compared exactly. That
