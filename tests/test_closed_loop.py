@@ -8,8 +8,9 @@ from conftest import only, read_strictly, run_here
 import evaluate_rl
 from cot.utils.students import Manner
 from cot.utils.textbook import pick_chapters
-from rl import explanations, simulate_students
+from rl import simulate_students
 from rl.closed_loop import draw_course, read_manner, start_walk, summarize_walks, teach_without_model
+from rl.explanations import calculations, draw_phrasing, explain
 from rl.student_model import generate_student
 
 CHAPTERS = pick_chapters(["addition", "subtraction", "multiplication"])
@@ -29,10 +30,10 @@ def walk(tutor: str, truths, seed: int = 0) -> list[dict]:
 
 def test_the_manner_that_an_explanation_was_written_in_is_found_in_it():
     rng = random.Random(0)
-    steps = explanations.calculations("<<14+23=37>> <<37-5=32>>")
+    steps = calculations("<<14+23=37>> <<37-5=32>>")
     for _ in range(200):
-        written = explanations.draw_manner(rng)
-        found = read_manner(explanations.explain(steps, written), gold_steps=2)
+        written = draw_phrasing(rng)
+        found = read_manner(explain(steps, written), gold_steps=2)
         assert found == Manner(style=written.style, hint=written.hint, support=written.support), written
 
 
