@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--exercises_per_chapter", type=number(int, 1), default=24, help="held out, each for 3 students")
     add("--jobs", type=number(int, 1), default=2, help="trainings at once, sharing the cores")
-    add("--output_dir", type=Path, default=DATA_DIR / "tutor" / "experiment", help="of the experiment")
+    add("--output_dir", type=Path, help="of the experiment; default: data/tutor/experiment_<memory_level>")
     add("--debug", action="store_true", help="print the traceback of an error, too")
     add_engine_flags(parser)
     # how the held-out exercises are answered is no choice: all arms and seeds are compared
@@ -321,6 +321,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Checks the flags, then runs."""
     args = build_parser().parse_args(argv)
+    args.output_dir = args.output_dir or DATA_DIR / "tutor" / f"experiment_{args.memory_level}"
     with script_frame(args.debug) as outcome:
         outcome.exit_code = run(args)
     return outcome.exit_code
