@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import io
 import re
-import sys
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +107,8 @@ class Embedder:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, [content.getvalue()])
         except OSError as error:
-            print(f"warning: {path.parent}: {error.strerror}; embedded anew at every start", file=sys.stderr)
+            problem = f"{path.parent}: {error.strerror}: a long memory is embedded anew at every start"
+            warnings.warn(problem, stacklevel=3)  # once
         return vectors
 
 
