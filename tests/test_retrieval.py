@@ -284,6 +284,7 @@ def test_many_texts_are_encoded_some_at_a_time_and_counted(embedder, monkeypatch
     assert vectors[4] @ embedder.encode(["some e"])[0] > 0.999
 
 
+@pytest.mark.slow
 def test_vectors_of_a_long_memory_are_kept_for_later_runs_and_a_broken_file_is_made_again(
     embedder, monkeypatch, tmp_path
 ):
