@@ -23,6 +23,7 @@ from cot.utils.model_names import ModelSource
 from cot.utils.models import context_length, describe_model, end_token_ids, estimate_rows
 from cot.utils.sampling import ALL_TOKENS, counted_noise, forbid_tokens
 
+CACHED_LOGITS = 2**21  # of the rows that a CPU draws for at a time: 8 MiB of float32
 SHRINK_SHARE = 0.25  # finished rows that make it worth copying the cache of the others
 
 
@@ -46,12 +47,28 @@ class _Draw:
         self.seeds = torch.tensor([row.request.seed for row in rows], device=device)  # (B,)
         self.sampling = [row.request.sampling if row.request.temperature else ALL_TOKENS for row in rows]
 
-    def noise(self, logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Uniform in (0, 1), (B, V). On a GPU a launch a row would cost more than the numbers."""
+    def _parts(self, logits: torch.Tensor) -> list[slice]:
+        """Rows whose numbers stay in a processor's cache; a GPU takes all at once."""
+        size = len(self.rows) if logits.device.type == "cuda" else max(1, CACHED_LOGITS // logits.shape[1])
+        return [slice(start, start + size) for start in range(0, len(self.rows), size)]
+
+    def _draw(self, logits: torch.Tensor, step: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of some of the rows, (b,), and their log-probabilities at temperature 1, (b,)."""
+        logits = logits[rows].float()  # (b, V)
+        scores = logits
+        if any(row.request.temperature for row in self.rows[rows]):
+            gumbel = self._noise(logits, step, rows).log_().neg_().log_().neg_()  # (b, V)
+            noisy = gumbel.mul_(self.temperature[rows]).add_(logits)
+            scores = forbid_tokens(noisy, logits, self.temperature[rows], self.sampling[rows])
+        tokens = scores.argmax(dim=-1)
+        return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+
+    def _noise(self, logits: torch.Tensor, step: int, rows: slice) -> torch.Tensor:
+        """Uniform in (0, 1), (b, V). On a GPU a launch a row would cost more than the numbers."""
         if logits.device.type == "cuda":
-            return counted_noise(self.seeds, step, logits.shape[1])
+            return counted_noise(self.seeds[rows], step, logits.shape[1])
         uniform = torch.full_like(logits, 0.5)
-        for i, row in enumerate(self.rows):
+        for i, row in enumerate(self.rows[rows]):
             if row.generator is not None and row.status == "running":
                 uniform[i].uniform_(generator=row.generator)  # [0, 1): a 0 becomes -inf, which is never drawn
         return uniform
@@ -63,11 +80,8 @@ class _Draw:
             logits: (B, V).
             step: of the batch, from 1.
         """
-        gumbel = self.noise(logits, step).log_().neg_().log_().neg_()  # (B, V)
-        noisy = logits + self.temperature * gumbel
-        noisy = forbid_tokens(noisy, logits, self.temperature, self.sampling)
-        tokens = noisy.argmax(dim=-1)  # (B,)
-        chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)  # (B,)
+        parts = [self._draw(logits, step, rows) for rows in self._parts(logits)]
+        tokens, chosen = (torch.cat(found) for found in zip(*parts, strict=True))  # (B,) each
 
         # one copy from the device; a token's number is exact in float32 below 2 ** 24
         numbers, logprobs = torch.stack([tokens.float(), chosen]).tolist()
@@ -198,7 +212,7 @@ class TransformersEngine:
                     past_key_values=cache,
                     use_cache=True,
                 )
-                logits, cache, position = output.logits[:, -1].float(), output.past_key_values, position + 1
+                logits, cache, position = output.logits[:, -1], output.past_key_values, position + 1
         return [row.complete() for row in rows]
 
     def _prefill(self, requests: list[Request]):
@@ -222,7 +236,7 @@ class TransformersEngine:
         place = {prompt: i for i, prompt in enumerate(prompts)}
         index = torch.tensor([place[request.prompt_ids] for request in requests], device=device)  # (B,)
         make_room(output.past_key_values, index, self.max_new_tokens)
-        return output.logits[:, -1].float()[index], output.past_key_values, mask[index]
+        return output.logits[:, -1][index], output.past_key_values, mask[index]
 
 
 def answer_nll(
