@@ -97,6 +97,31 @@ def test_sliding_window_layers_follow_their_rows_when_rows_come_and_leave(tiny_q
     assert rows[0] == 8 and rows[-1] < 8  # rows did leave
 
 
+def test_prompts_read_and_tokens_drawn_in_parts_give_the_same_texts(tiny_llama, monkeypatch):
+    model, tokenizer = tiny_llama
+    requests = make_requests(tokenizer)  # 4 prompts at 3 temperatures
+    expected = [completion.token_ids for completion in run(model, tokenizer, requests, batch_size=12)]
+    length = max(len(asked.prompt_ids) for asked in requests)
+    monkeypatch.setattr("cot.utils.engine.PREFILL_TOKENS", 3 * length)
+    monkeypatch.setattr("cot.utils.engine.CACHED_LOGITS", 5 * model.config.vocab_size)
+    completions, shapes = count_forwards(model, requests, tokenizer, batch_size=12)
+    assert shapes[:3] == [(3, length), (1, length), (12, 1)]
+    assert [completion.token_ids for completion in completions] == expected
+
+
+def test_caches_that_do_not_only_grow_are_never_joined(tiny_qwen2, monkeypatch):
+    config = tiny_qwen2[0].config.to_diff_dict() | {"layer_types": ["full_attention", "sliding_attention"]}
+    config |= {"use_sliding_window": True, "sliding_window": 4}
+    model = Qwen2ForCausalLM(Qwen2Config(**config)).eval()
+    monkeypatch.setattr("cot.utils.engine.PREFILL_TOKENS", 1)
+    requests = make_requests(tiny_qwen2[1], temperatures=(0.0,))
+    completions, shapes = count_forwards(model, requests, tiny_qwen2[1], batch_size=8)
+    assert [rows for rows, tokens in shapes if tokens > 1] == [1, len(requests)]  # the first finds out
+    assert [completion.token_ids for completion in completions] == [
+        generate_alone(model, asked) for asked in requests
+    ]
+
+
 @pytest.mark.slow
 def test_texts_depend_on_no_batch_size_order_or_earlier_part_of_the_run(tiny_llama):
     model, tokenizer = tiny_llama

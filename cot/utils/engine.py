@@ -18,12 +18,13 @@ import transformers
 from cot.utils.completions import Completion, Draft, Request, sort_out
 from cot.utils.devices import is_out_of_memory
 from cot.utils.engine_choice import TRANSFORMERS
-from cot.utils.kv_cache import make_room, use_grouped_attention
+from cot.utils.kv_cache import make_room, only_grows, use_grouped_attention
 from cot.utils.model_names import ModelSource
 from cot.utils.models import context_length, describe_model, end_token_ids, estimate_rows
 from cot.utils.sampling import ALL_TOKENS, counted_noise, forbid_tokens
 
 CACHED_LOGITS = 2**21  # of the rows that a CPU draws for at a time: 8 MiB of float32
+PREFILL_TOKENS = 8192  # read at a time: more take more memory, and on a CPU more time
 SHRINK_SHARE = 0.25  # finished rows that make it worth copying the cache of the others
 
 
@@ -225,18 +226,30 @@ class TransformersEngine:
         mask = torch.arange(length, device=device) >= torch.tensor(padding, device=device)[:, None]
         mask = mask.long()  # (P, T)
 
-        output = self.model(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0),  # left padding is silently wrong without
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        outputs = self._read(torch.tensor(ids, device=device), mask, max(1, PREFILL_TOKENS // length))
+        logits = torch.cat([output.logits[:, -1] for output in outputs])  # (P, V)
 
         place = {prompt: i for i, prompt in enumerate(prompts)}
         index = torch.tensor([place[request.prompt_ids] for request in requests], device=device)  # (B,)
-        make_room(output.past_key_values, index, self.max_new_tokens)
-        return output.logits[:, -1][index], output.past_key_values, mask[index]
+        cache = make_room([output.past_key_values for output in outputs], index, self.max_new_tokens)
+        return logits[index], cache, mask[index]
+
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor, size: int) -> list:
+        """Outputs for prompts (P, T), `size` of them at a time where their caches can be joined."""
+        outputs = []
+        for start in range(0, len(ids), size):
+            part = mask[start : start + size]
+            output = self.model(
+                input_ids=ids[start : start + size],
+                attention_mask=part,
+                position_ids=(part.cumsum(dim=1) - 1).clamp_min(0),  # left padding is silently wrong without
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            if size < len(ids) and not only_grows(output.past_key_values):
+                return self._read(ids, mask, len(ids))
+            outputs.append(output)
+        return outputs
 
 
 def answer_nll(

@@ -8,7 +8,7 @@ Some architectures have no such cache. Others count positions from the left, pad
 would be wrong without a word. Two short forward passes tell, once a model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -31,19 +31,20 @@ class RoomyLayer(DynamicLayer):
     """One layer's keys and values (B, H, T, D), views of tensors with room for more tokens.
 
     Args:
-        layer: filled by the prefill, a row a prompt.
+        parts: filled by the prefill, a row a prompt, one part of the prompts after another.
         index: the prompt of each row to decode, (B,).
         room: tokens that are going to be added.
     """
 
-    def __init__(self, layer: DynamicLayer, index: torch.Tensor, room: int) -> None:
+    def __init__(self, parts: Sequence[DynamicLayer], index: torch.Tensor, room: int) -> None:
         super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.keys.dtype, layer.keys.device, True
-        shape = (len(index), *layer.keys.shape[1:2], layer.keys.shape[2] + room)
-        self._keys = layer.keys.new_empty(*shape, layer.keys.shape[3])
-        self._values = layer.values.new_empty(*shape, layer.values.shape[3])
+        keys, values = torch.cat([part.keys for part in parts]), torch.cat([part.values for part in parts])
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        shape = (len(index), keys.shape[1], keys.shape[2] + room)
+        self._keys = keys.new_empty(*shape, keys.shape[3])
+        self._values = values.new_empty(*shape, values.shape[3])
         self._show(0)
-        self.update(layer.keys[index], layer.values[index])
+        self.update(keys[index], values[index])
 
     def _show(self, length: int) -> None:
         self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
@@ -63,16 +64,27 @@ class RoomyLayer(DynamicLayer):
         self._show(length)
 
 
-def make_room(cache: DynamicCache, index: torch.Tensor, room: int) -> None:
-    """Turns a prefilled cache into one for decoding, in place: a row for each of `index` (B,), with room.
+def only_grows(cache: DynamicCache) -> bool:
+    """Whether its layers are plain growing ones: no sliding windows, no recurrent states."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
-    Layers that are no plain growing ones (sliding windows, recurrent states) are only reordered.
+
+def make_room(parts: Sequence[DynamicCache], index: torch.Tensor, room: int) -> DynamicCache:
+    """Turns prefilled caches into one for decoding: a row for each of `index` (B,), with room.
+
+    Args:
+        parts: one after another; a single one where it does not `only_grows`, whose other layers are
+            reordered in place.
+        index: the prompt of each row, counted over all parts.
+        room: tokens that are going to be added.
     """
+    cache = parts[0]
     for place, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[place] = RoomyLayer(layer, index, room)
+            cache.layers[place] = RoomyLayer([part.layers[place] for part in parts], index, room)
         else:
             layer.reorder_cache(index)  # type: ignore[arg-type]  # int64, as it asks for
+    return cache
 
 
 def use_grouped_attention(model) -> None:
@@ -151,7 +163,7 @@ def _find_problem(model, vocabulary: int) -> str | None:
         return "a left-padded row gets other logits than the same row without padding"
 
     # the padded row goes on twice, then one of the two leaves
-    make_room(cache, torch.tensor([1, 1], device=model.device), room=1)
+    make_room([cache], torch.tensor([1, 1], device=model.device), room=1)
     cache.reorder_cache(torch.tensor([0], device=model.device))  # type: ignore[arg-type]  # int64 it is
     output = model(
         input_ids=ids[:1, 2:3],
