@@ -81,7 +81,8 @@ def make_room(parts: Sequence[DynamicCache], index: torch.Tensor, room: int) -> 
     cache = parts[0]
     for place, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[place] = RoomyLayer([part.layers[place] for part in parts], index, room)
+            same = [part.layers[place] for part in parts]
+            cache.layers[place] = RoomyLayer(same, index, room)  # type: ignore[arg-type]  # plain ones, too
         else:
             layer.reorder_cache(index)  # type: ignore[arg-type]  # int64, as it asks for
     return cache
