@@ -3,11 +3,19 @@
 import json
 
 import pytest
-from conftest import planted_record
+from conftest import REPO_ROOT, planted_record
 
 from cot.utils.files import read_answers, write_answers
 from cot.utils.students import Profile
-from cot.utils.study_results import ANSWER_KEYS, add_measures, prepare_answers, recount, summarize
+from cot.utils.study_results import (
+    ANSWER_KEYS,
+    SHOWN,
+    add_measures,
+    prepare_answers,
+    recount,
+    show_measure,
+    summarize,
+)
 
 STEPS = "1. We add 2 + 3 = 5.\n2. We add 5 + 1 = 6.\n#### {}"
 ASKING = "What is 2 plus 3? It is 5.\nWhat is 5 plus 1? It is 6.\n#### {}"
@@ -156,3 +164,32 @@ def test_the_tables_are_counted_again_from_the_texts_of_the_raw_answers(tmp_path
     changed = [line | {"generated_text": "#### 9"} for line in lines]
     assert {row["accuracy"]["mean"] for row in recount(changed)["table"]} == {0.0}
     assert json.loads(json.dumps(again)) == again
+
+
+def test_no_interval_depends_on_the_order_in_which_students_were_asked():
+    """Of a text that several share one counts, and its student is a cluster: it must be the same one."""
+    records = plant()
+    for record in records:
+        if record["condition"] == "instructed" and record["index"] % 4 < 2:
+            record["prompt"] = record["question_id"]
+
+    def turn(record):  # the second student comes first at every other question
+        return record["index"], (record["student_id"] == "S1") == (record["index"] % 4 == 0)
+
+    found, turned = (summarize(asked, TEMPERATURES) for asked in (records, sorted(records, key=turn)))
+    assert row_of(turned, "instructed") == row_of(found, "instructed")
+    assert row_of(found, "instructed")["accuracy"]["n"] == 36
+    assert verdicts_of(turned) == verdicts_of(found)
+
+
+@pytest.mark.slow
+def test_the_committed_tables_are_what_their_raw_answers_give():
+    paths = list((REPO_ROOT / "data" / "study").rglob("answers.jsonl.gz"))
+    assert paths
+    for path in paths:
+        found, report = recount(read_answers(path)), path.with_name("study.md").read_text()
+        assert len(found["table"]) >= 9
+        for row in found["table"]:
+            assert " | ".join(show_measure(row, name) for name in SHOWN) in report
+        for verdict in found["verdicts"]:
+            assert f"| {verdict['claim']} |" in report

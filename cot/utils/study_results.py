@@ -91,6 +91,8 @@ def summarize(records: Sequence[dict], temperatures: Sequence[float]) -> dict:
         table: of each condition and temperature every measure; verdicts: of each hypothesis whose answers are
         among the records.
     """
+    # a text that students share is the first one's: the order must not depend on who came first
+    records = sorted(records, key=lambda record: (record["question_id"], record["student_id"]))
     students = len({record["student_id"] for record in records})
     sides = group(Table.of(records), "policy", "memory_arm", "temperature")
     table = [describe(answers, chance=1 / students) for answers in sides.values()]
