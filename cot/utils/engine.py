@@ -217,27 +217,21 @@ class TransformersEngine:
         return [row.complete() for row in rows]
 
     def _prefill(self, requests: list[Request]):
-        """Runs each distinct prompt once, left-padded, and copies its cache and logits to its rows."""
+        """Runs each distinct prompt once, left-padded, and copies its cache and logits to its rows.
+
+        Prompts are read some at a time, all at once only where their caches cannot be joined.
+        """
         prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
         length = max(len(prompt) for prompt in prompts)
         device = self.model.device
         padding = [length - len(prompt) for prompt in prompts]
-        ids = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+        padded = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+        ids = torch.tensor(padded, device=device)  # (P, T)
         mask = torch.arange(length, device=device) >= torch.tensor(padding, device=device)[:, None]
         mask = mask.long()  # (P, T)
 
-        outputs = self._read(torch.tensor(ids, device=device), mask, max(1, PREFILL_TOKENS // length))
-        logits = torch.cat([output.logits[:, -1] for output in outputs])  # (P, V)
-
-        place = {prompt: i for i, prompt in enumerate(prompts)}
-        index = torch.tensor([place[request.prompt_ids] for request in requests], device=device)  # (B,)
-        cache = make_room([output.past_key_values for output in outputs], index, self.max_new_tokens)
-        return logits[index], cache, mask[index]
-
-    def _read(self, ids: torch.Tensor, mask: torch.Tensor, size: int) -> list:
-        """Outputs for prompts (P, T), `size` of them at a time where their caches can be joined."""
-        outputs = []
-        for start in range(0, len(ids), size):
+        size, outputs = max(1, PREFILL_TOKENS // length), []
+        while (start := size * len(outputs)) < len(prompts):
             part = mask[start : start + size]
             output = self.model(
                 input_ids=ids[start : start + size],
@@ -246,10 +240,16 @@ class TransformersEngine:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            if size < len(ids) and not only_grows(output.past_key_values):
-                return self._read(ids, mask, len(ids))
+            if size < len(prompts) and not only_grows(output.past_key_values):
+                size = len(prompts)
+                continue
             outputs.append(output)
-        return outputs
+
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+        index = torch.tensor([place[request.prompt_ids] for request in requests], device=device)  # (B,)
+        logits = torch.cat([output.logits[:, -1] for output in outputs])[index]  # (B, V)
+        cache = make_room([output.past_key_values for output in outputs], index, self.max_new_tokens)
+        return logits, cache, mask[index]
 
 
 def answer_nll(
