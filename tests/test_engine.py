@@ -50,6 +50,14 @@ def count_forwards(model, requests, tokenizer, **options):
     return completions, shapes
 
 
+def slide(model, window, seed=0):
+    """A model of the same shape, with random weights, whose second layer has a sliding window."""
+    config = model.config.to_diff_dict() | {"layer_types": ["full_attention", "sliding_attention"]}
+    config |= {"use_sliding_window": True, "sliding_window": window}
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(**config)).eval()
+
+
 def generate_alone(model, request, max_new_tokens=24) -> tuple[int, ...]:
     """The library's own greedy continuation of one prompt."""
     ids = torch.tensor([request.prompt_ids])
@@ -84,10 +92,7 @@ def test_whoever_watches_hears_of_every_step_and_of_the_rows_that_go_on(tiny_lla
 @pytest.mark.parametrize(("window", "seed"), [(4, 5), (16, 4)])
 def test_sliding_window_layers_follow_their_rows_when_rows_come_and_leave(tiny_qwen2, window, seed):
     """One plain and one sliding layer; two rows share a prompt, and texts end at different steps."""
-    config = tiny_qwen2[0].config.to_diff_dict() | {"layer_types": ["full_attention", "sliding_attention"]}
-    config |= {"use_sliding_window": True, "sliding_window": window}
-    torch.manual_seed(seed)
-    model = with_ends(Qwen2ForCausalLM(Qwen2Config(**config)).eval(), EARLY_ENDS)
+    model = with_ends(slide(tiny_qwen2[0], window, seed), EARLY_ENDS)
     requests = make_requests(tiny_qwen2[1], temperatures=(0.0, 0.6))  # two rows a prompt
     expected = [generate_alone(model, asked) for asked in requests[::2]]
     completions, shapes = count_forwards(model, requests, tiny_qwen2[1], batch_size=8)
@@ -110,9 +115,7 @@ def test_prompts_read_and_tokens_drawn_in_parts_give_the_same_texts(tiny_llama, 
 
 
 def test_caches_that_do_not_only_grow_are_never_joined(tiny_qwen2, monkeypatch):
-    config = tiny_qwen2[0].config.to_diff_dict() | {"layer_types": ["full_attention", "sliding_attention"]}
-    config |= {"use_sliding_window": True, "sliding_window": 4}
-    model = Qwen2ForCausalLM(Qwen2Config(**config)).eval()
+    model = slide(tiny_qwen2[0], window=4)
     monkeypatch.setattr("cot.utils.engine.PREFILL_TOKENS", 1)
     requests = make_requests(tiny_qwen2[1], temperatures=(0.0,))
     completions, shapes = count_forwards(model, requests, tiny_qwen2[1], batch_size=8)
@@ -120,6 +123,8 @@ def test_caches_that_do_not_only_grow_are_never_joined(tiny_qwen2, monkeypatch):
     assert [completion.token_ids for completion in completions] == [
         generate_alone(model, asked) for asked in requests
     ]
+    _, shapes = count_forwards(model, requests, tiny_qwen2[1], batch_size=2)
+    assert [rows for rows, tokens in shapes if tokens > 1] == [1, 2, 2]  # the second batch knows
 
 
 @pytest.mark.slow

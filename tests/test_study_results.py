@@ -6,6 +6,7 @@ import pytest
 from conftest import REPO_ROOT, planted_record
 
 from cot.utils.files import read_answers, write_answers
+from cot.utils.findings import render_verdicts
 from cot.utils.students import Profile
 from cot.utils.study_results import (
     ANSWER_KEYS,
@@ -191,5 +192,5 @@ def test_the_committed_tables_are_what_their_raw_answers_give():
         assert len(found["table"]) >= 9
         for row in found["table"]:
             assert " | ".join(show_measure(row, name) for name in SHOWN) in report
-        for verdict in found["verdicts"]:
-            assert f"| {verdict['claim']} |" in report
+        for line in render_verdicts(found["verdicts"]):
+            assert line in report

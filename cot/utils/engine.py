@@ -108,6 +108,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
+        self.joins_caches = True  # until a prefill shows that this model's cannot be joined
         self.end_ids = end_token_ids(model, tokenizer)
         self.context_length = context_length(model)
         use_grouped_attention(model)
@@ -230,7 +231,8 @@ class TransformersEngine:
         mask = torch.arange(length, device=device) >= torch.tensor(padding, device=device)[:, None]
         mask = mask.long()  # (P, T)
 
-        size, outputs = max(1, PREFILL_TOKENS // length), []
+        size = max(1, PREFILL_TOKENS // length) if self.joins_caches else len(prompts)
+        outputs: list = []
         while (start := size * len(outputs)) < len(prompts):
             part = mask[start : start + size]
             output = self.model(
@@ -241,7 +243,7 @@ class TransformersEngine:
                 logits_to_keep=1,
             )
             if size < len(prompts) and not only_grows(output.past_key_values):
-                size = len(prompts)
+                self.joins_caches, size = False, len(prompts)
                 continue
             outputs.append(output)
 
