@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from cot.utils.model_names import resolve_model
 from cot.utils.models import describe_model, load_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of PEFT, while it saves
+]
 
 WEIGHTS = "adapter_model.safetensors"
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of PEFT, while it saves
 IDS = torch.tensor([[40, 50, 60]])
 
 

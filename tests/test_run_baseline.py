@@ -31,6 +31,8 @@ from test_docs import blocks, needs_jq, read, run_lines, undocumented
 from cot import run_baseline_cot, run_baseline_faiss
 from cot.utils.fidelity import EXPLANATION_STYLES
 from cot.utils.paths import PROFILES_DIR
+from cot.utils.questions import question_of
+from cot.utils.textbook import generate_exercises, load_chapters
 from rl import simulate_students
 
 pytestmark = pytest.mark.slow
@@ -455,7 +457,12 @@ def interrupted(tiny_long, tmp_path_factory):
     folder = tmp_path_factory.mktemp("interrupted")
     profiles = folder / "profiles"
     assert run_here(simulate_students.main, "--generate", 4, "--profiles_dir", profiles)[0] == 0
+    questions = [question_of(each) for each in generate_exercises(load_chapters()[0], "test", 2, seed=0)]
+    rows = [{"question": q.question, "answer": q.gold_solution, "chapter": q.chapter} for q in questions]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = [
+        "--dataset",
+        folder / "questions.jsonl",
         "--model_name",
         tiny_long,
         "--subset_size",
@@ -485,7 +492,7 @@ def test_students_who_say_no_wish_are_shown_by_their_history_and_judged_by_their
         assert record["fidelity"] in (0.0, 0.5, 1.0)
 
 
-@pytest.mark.parametrize("changed", ["profile", "memory", "code"])
+@pytest.mark.parametrize("changed", ["profile", "memory", "questions", "code"])
 def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrupted, monkeypatch):
     flags, folder, journal, records = interrupted
     asked = {record["student_id"] for record in records}
@@ -494,11 +501,15 @@ def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrup
     path = profiles / "memory" / f"{min(asked)}.jsonl"
     if changed == "profile":
         path = next(path for path in profiles.glob("S*.json") if path.stem not in asked)
+    if changed == "questions":
+        path = folder / "questions.jsonl"
     before = path.read_text()
     if changed == "profile":
         path.write_text(json.dumps(json.loads(before) | {"notes": "New here."}))
     if changed == "memory":
         path.write_text("".join(before.splitlines(keepends=True)[:-20]))
+    if changed == "questions":  # neither their texts nor what is shown
+        path.write_text(before.replace('"chapter": "addition"', '"chapter": "sums"'))
     if changed == "code":
         monkeypatch.setattr("cot.utils.runner.code_version", lambda: "another")
     known = set(journal.parent.glob("journal_*.jsonl"))
@@ -511,8 +522,10 @@ def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrup
     assert re.search(rf"not continuing {journal.name}: .*{changed}.* changed", stdout)
 
 
-@pytest.mark.parametrize("further", [["--min_p", "0.9"], ["--attn_implementation", "eager"]])
-def test_another_filter_or_attention_is_another_run(interrupted, further):
+@pytest.mark.parametrize(
+    "further", [["--min_p", "0.9"], ["--attn_implementation", "eager"], ["--thinking", "off"]]
+)
+def test_another_filter_attention_or_template_is_another_run(interrupted, further):
     flags, folder, _, _ = interrupted
     assert "continuing" not in sweep(run_baseline_faiss.main, folder, *flags, *further)
 
