@@ -37,13 +37,14 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, changes, message):
     assert message in load_refusal(write_gguf(tmp_path / "tiny.gguf", **changes))
 
 
-def test_a_head_of_its_own_a_tied_one_and_rotary_factors_of_one_load(tmp_path):
+def test_a_head_of_its_own_a_tied_one_and_rotary_factors_of_one_load_without_a_word(tmp_path, capfd):
     tied, _ = load_model(
         str(write_gguf(tmp_path / "tied.gguf", rope_freqs__weight=[1] * 8)), "cpu", "float32"
     )
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     path = write_gguf(tmp_path / "own.gguf", output__weight=np.ones((259, 32)))
     assert (load_model(str(path), "cpu", "float32")[0].lm_head.weight == 1).all()
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("add_bos", "begins"), [(True, True), (False, False), (None, False)])

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import REPO_ROOT, planted_record
 
-from cot.utils.files import read_answers, write_answers
+from cot.utils.files import write_answers
 from cot.utils.findings import render_verdicts
 from cot.utils.students import Profile
 from cot.utils.study_results import (
@@ -13,6 +13,7 @@ from cot.utils.study_results import (
     SHOWN,
     add_measures,
     prepare_answers,
+    read_parts,
     recount,
     show_measure,
     summarize,
@@ -151,9 +152,12 @@ def test_the_verdicts_of_a_model_that_follows_its_memory_and_believes_a_wrong_on
 
 
 def test_the_tables_are_counted_again_from_the_texts_of_the_raw_answers(tmp_path, summary):
-    records, path = plant(), tmp_path / "answers.jsonl.gz"
-    write_answers(prepare_answers(records, TRUTHS), ANSWER_KEYS, path)
-    lines = read_answers(path)
+    records = plant()
+    for number in (1, 2):  # the study was asked in two parts
+        part = [record for record in records if (record["index"] < 8) == (number == 1)]
+        write_answers(prepare_answers(part, TRUTHS), ANSWER_KEYS, tmp_path / f"answers_{number}.jsonl.gz")
+    lines = read_parts(tmp_path)
+    assert len(lines) == len(records)
     assert [line["question_id"] for line in lines[:20]] == ["q0"] * 20  # texts alike stand together
     assert all(list(line) == list(ANSWER_KEYS) for line in lines)
 
@@ -185,10 +189,10 @@ def test_no_interval_depends_on_the_order_in_which_students_were_asked():
 
 @pytest.mark.slow
 def test_the_committed_tables_are_what_their_raw_answers_give():
-    paths = list((REPO_ROOT / "data" / "study").rglob("answers.jsonl.gz"))
-    assert paths
-    for path in paths:
-        found, report = recount(read_answers(path)), path.with_name("study.md").read_text()
+    folders = {path.parent for path in (REPO_ROOT / "data" / "study").rglob("answers*.jsonl.gz")}
+    assert folders
+    for folder in folders:
+        found, report = recount(read_parts(folder)), (folder / "study.md").read_text()
         assert len(found["table"]) >= 9
         for row in found["table"]:
             assert " | ".join(show_measure(row, name) for name in SHOWN) in report

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tqdm import tqdm
 
@@ -15,9 +16,11 @@ DEFAULT_SIZE = 80, 24
 def keep_bars_out_of_logs() -> None:
     """Lets the library's bars while weights load stand on a terminal alone."""
     if not sys.stderr.isatty():
+        from transformers import modeling_gguf_pytorch_utils as gguf
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+        gguf.tqdm = partial(tqdm, disable=True)  # the bar of a GGUF file asks for no setting
 
 
 def tell_how_far(what: str) -> Callable[[int, int], None]:

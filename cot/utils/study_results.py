@@ -16,6 +16,7 @@ from cot.utils.clusters import OF_THE_STUDENT, effect_of, mean_of, observe, shar
 from cot.utils.comparisons import LEAST_CLUSTERS, LEAST_PAIRS, judge_fits, mark_changes
 from cot.utils.fidelity import checkable_wishes, met_checks, share_met
 from cot.utils.figures import new_figure, plot_intervals
+from cot.utils.files import read_answers
 from cot.utils.findings import (
     Hypothesis,
     judge_effect,
@@ -164,6 +165,11 @@ def prepare_answers(records: Sequence[dict], truths: Mapping[str, Profile]) -> l
         prompt_id = hashlib.sha256(record["prompt"].encode("utf-8", "replace")).hexdigest()[:12]
         lines.append(record | needs | {"prompt_id": prompt_id})
     return lines
+
+
+def read_parts(folder: Path) -> list[dict]:
+    """The raw answers of a study, which may have been asked in parts: all `answers*.jsonl.gz` of a folder."""
+    return [line for path in sorted(folder.glob("answers*.jsonl.gz")) for line in read_answers(path)]
 
 
 def recount(lines: Sequence[Mapping]) -> dict:
