@@ -144,8 +144,9 @@ class TransformersEngine:
         fitted = self.batch_size  # of the last batch that was decoded
         while queue:
             batch = self._take_batch(queue, requests)
+            asked = [requests[i] for i in batch]
             try:
-                completions = self._decode_batch([requests[i] for i in batch], watch)
+                completions = self._decode(asked, self._prefill(asked), watch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -173,10 +174,15 @@ class TransformersEngine:
             end -= 1
         return queue[: end or rows]
 
-    def _decode_batch(
-        self, requests: list[Request], watch: Callable[[int, int], None] | None
+    @torch.inference_mode()
+    def _decode(
+        self, requests: list[Request], prefilled: tuple, watch: Callable[[int, int], None] | None
     ) -> list[Completion]:
-        """Decodes all rows together, until each has ended or is as long as it may be."""
+        """Decodes all rows together, until each has ended or is as long as it may be.
+
+        Args:
+            prefilled: what `_prefill` gave for them.
+        """
         rows = [
             _Row(
                 request,
@@ -187,40 +193,43 @@ class TransformersEngine:
             )
             for request in requests
         ]
-        with torch.inference_mode():
-            logits, cache, mask = self._prefill(requests)  # logits (B, V), mask (B, T)
-            position = mask.sum(dim=1, keepdim=True)  # (B, 1)
-            draw = _Draw(rows, self.model.device)
-            for step in range(1, self.max_new_tokens + 1):
-                tokens = draw.choose(logits, step)  # (B,)
-                keep = [i for i, row in enumerate(draw.rows) if row.status == "running"]
-                if watch:
-                    watch(step, len(keep))
-                if not keep:
-                    break
+        logits, cache, mask = prefilled
+        position = mask.sum(dim=1, keepdim=True)  # (B, 1)
+        draw = _Draw(rows, self.model.device)
+        for step in range(1, self.max_new_tokens + 1):
+            tokens = draw.choose(logits, step)  # (B,)
+            keep = [i for i, row in enumerate(draw.rows) if row.status == "running"]
+            if watch:
+                watch(step, len(keep))
+            if not keep:
+                break
 
-                # Finished rows leave, together, once there are enough of them.
-                if len(draw.rows) - len(keep) >= SHRINK_SHARE * len(draw.rows):
-                    index = torch.tensor(keep, device=mask.device)
-                    cache.reorder_cache(index)
-                    tokens, mask, position = tokens[index], mask[index], position[index]
-                    draw = _Draw([draw.rows[i] for i in keep], self.model.device)
+            # Finished rows leave, together, once there are enough of them.
+            if len(draw.rows) - len(keep) >= SHRINK_SHARE * len(draw.rows):
+                index = torch.tensor(keep, device=mask.device)
+                cache.reorder_cache(index)
+                tokens, mask, position = tokens[index], mask[index], position[index]
+                draw = _Draw([draw.rows[i] for i in keep], self.model.device)
 
-                mask = torch.cat([mask, mask.new_ones(len(draw.rows), 1)], dim=1)
-                output = self.model(
-                    input_ids=tokens[:, None],
-                    attention_mask=mask,
-                    position_ids=position,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                logits, cache, position = output.logits[:, -1], output.past_key_values, position + 1
+            mask = torch.cat([mask, mask.new_ones(len(draw.rows), 1)], dim=1)
+            output = self.model(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits, cache, position = output.logits[:, -1], output.past_key_values, position + 1
         return [row.complete() for row in rows]
 
-    def _prefill(self, requests: list[Request]):
+    @torch.inference_mode()
+    def _prefill(self, requests: list[Request]) -> tuple:
         """Runs each distinct prompt once, left-padded, and copies its cache and logits to its rows.
 
         Prompts are read some at a time, all at once only where their caches cannot be joined.
+
+        Returns:
+            Of the B rows logits (B, V), cache, and mask (B, T).
         """
         prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
         length = max(len(prompt) for prompt in prompts)
