@@ -4,14 +4,13 @@ They are read as `import_answers.py` says. What a tutor said is kept apart from 
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cot.utils.errors import UserError
-from cot.utils.files import text_field
+from cot.utils.files import parse_json, text_field
 from cot.utils.mathdial import Dialogue, parse_dialogue
 from rl.import_answers import GRADE_UNKNOWN, Batch, Seen
 
@@ -145,10 +144,7 @@ def _json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict]]:
 
 
 def _record(text: str, place: str) -> dict:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not JSON: {error}") from error
+    record = parse_json(text, place)
     if not isinstance(record, dict):
         raise UserError(f"{place}: expected a JSON object, got {type(record).__name__}")
     return record
@@ -156,13 +152,12 @@ def _record(text: str, place: str) -> dict:
 
 def _json_list(path: Path, encoding: str) -> list[dict]:
     try:
-        records = json.loads(path.read_text(encoding=encoding))
+        text = path.read_text(encoding=encoding)
     except OSError as error:
         raise UserError(f"--input {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not {encoding}; name another --encoding") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+    records = parse_json(text, str(path))
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise UserError(f"{path}: expected a JSON list of objects")
     return records

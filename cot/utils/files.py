@@ -111,17 +111,28 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
+def parse_json(text: str, place: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        place: of the text, with which an error begins.
+
+    Raises:
+        UserError: it is not JSON, nests too deeply, or holds a number of more than 4,300 digits.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not JSON: {error}") from error
+
+
 def read_json(path: Path) -> dict:
     """The JSON object that a file holds.
 
     Raises:
         UserError: the file cannot be read, is not JSON, or holds something else.
     """
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+    content = parse_json(read_text(path), str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -135,12 +146,8 @@ def read_json_lines(path: Path) -> list[tuple[int, Any]]:
     """
     values = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            values.append((number, json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number}: not JSON: {error}") from error
+        if line.strip():
+            values.append((number, parse_json(line, f"{path}: line {number}")))
     return values
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cot.utils.answers import GoldError, gold_answer
 from cot.utils.errors import UserError
-from cot.utils.files import read_json_lines, read_text
+from cot.utils.files import parse_json, read_json_lines, read_text
 from cot.utils.mathdial import PREFIX, Dialogue, load_dialogues
 from cot.utils.model_names import hub_answers
 from cot.utils.textbook import Exercise, generate_exercises, load_chapters
@@ -202,10 +202,7 @@ def _read_file(path: Path) -> Iterator[Question]:
     if path.suffix == ".jsonl":
         records = [(f"line {number}", record) for number, record in read_json_lines(path)]
     else:
-        try:
-            data = json.loads(read_text(path))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON: {error}") from error
+        data = parse_json(read_text(path), str(path))
         if not isinstance(data, list):
             raise UserError(f"{path}: expected a list of objects, got {type(data).__name__}")
         records = [(f"record {number}", record) for number, record in enumerate(data)]

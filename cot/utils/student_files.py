@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
-from cot.utils.files import lock_file, read_json
+from cot.utils.files import lock_file, parse_json, read_json
 from cot.utils.students import (
     HINT_IN_WORDS,
     Interaction,
@@ -195,11 +195,9 @@ def _is_json(tail: bytes) -> bool:
 
 def _from_line(line: str, place: str, student_id: str) -> Interaction:
     try:
-        interaction = Interaction.model_validate(json.loads(line))
+        interaction = Interaction.model_validate(parse_json(line, place))
     except ValidationError as error:
         raise UserError(f"{place}: {describe_error(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not JSON: {error}") from error
     if interaction.student_id != student_id:
         raise UserError(
             f"{place}: student_id: expected {student_id!r} as the file's name, got {interaction.student_id!r}"
