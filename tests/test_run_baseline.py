@@ -32,6 +32,7 @@ from cot import run_baseline_cot, run_baseline_faiss
 from cot.utils.fidelity import EXPLANATION_STYLES
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import question_of
+from cot.utils.results import environment
 from cot.utils.textbook import generate_exercises, load_chapters
 from rl import simulate_students
 
@@ -492,7 +493,7 @@ def test_students_who_say_no_wish_are_shown_by_their_history_and_judged_by_their
         assert record["fidelity"] in (0.0, 0.5, 1.0)
 
 
-@pytest.mark.parametrize("changed", ["profile", "memory", "questions", "code"])
+@pytest.mark.parametrize("changed", ["profile", "memory", "questions", "models", "code", "libraries"])
 def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrupted, monkeypatch):
     flags, folder, journal, records = interrupted
     asked = {record["student_id"] for record in records}
@@ -503,6 +504,8 @@ def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrup
         path = next(path for path in profiles.glob("S*.json") if path.stem not in asked)
     if changed == "questions":
         path = folder / "questions.jsonl"
+    if changed == "models":
+        path = flags[flags.index("--model_name") + 1] / "config.json"
     before = path.read_text()
     if changed == "profile":
         path.write_text(json.dumps(json.loads(before) | {"notes": "New here."}))
@@ -510,8 +513,13 @@ def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrup
         path.write_text("".join(before.splitlines(keepends=True)[:-20]))
     if changed == "questions":  # neither their texts nor what is shown
         path.write_text(before.replace('"chapter": "addition"', '"chapter": "sums"'))
+    if changed == "models":
+        path.write_text(before + "\n")
     if changed == "code":
         monkeypatch.setattr("cot.utils.runner.code_version", lambda: "another")
+    if changed == "libraries":
+        newer = environment("cpu") | {"versions": {"torch": "another"}}
+        monkeypatch.setattr("cot.utils.runner.environment", lambda device: newer)
     known = set(journal.parent.glob("journal_*.jsonl"))
     try:
         stdout = sweep(run_baseline_faiss.main, folder, *flags)
