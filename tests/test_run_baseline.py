@@ -498,28 +498,28 @@ def test_what_decides_a_record_decides_whether_a_run_continues(changed, interrup
     flags, folder, journal, records = interrupted
     asked = {record["student_id"] for record in records}
     profiles = folder / "profiles"
-    # of a student asked its memory, of nobody asked the profile
-    path = profiles / "memory" / f"{min(asked)}.jsonl"
-    if changed == "profile":
-        path = next(path for path in profiles.glob("S*.json") if path.stem not in asked)
-    if changed == "questions":
-        path = folder / "questions.jsonl"
-    if changed == "models":
-        path = flags[flags.index("--model_name") + 1] / "config.json"
-    before = path.read_text()
-    if changed == "profile":
-        path.write_text(json.dumps(json.loads(before) | {"notes": "New here."}))
-    if changed == "memory":
-        path.write_text("".join(before.splitlines(keepends=True)[:-20]))
-    if changed == "questions":  # neither their texts nor what is shown
-        path.write_text(before.replace('"chapter": "addition"', '"chapter": "sums"'))
-    if changed == "models":
-        path.write_text(before + "\n")
+    nobody = next(path for path in profiles.glob("S*.json") if path.stem not in asked)
+    edits = {
+        "profile": (nobody, lambda text: json.dumps(json.loads(text) | {"notes": "New here."})),
+        "memory": (
+            profiles / "memory" / f"{min(asked)}.jsonl",
+            lambda text: "".join(text.splitlines(keepends=True)[:-20]),
+        ),
+        "questions": (  # neither their texts nor what is shown
+            folder / "questions.jsonl",
+            lambda text: text.replace('"chapter": "addition"', '"chapter": "sums"'),
+        ),
+        "models": (flags[flags.index("--model_name") + 1] / "config.json", lambda text: f"{text}\n"),
+    }
+    newer = environment("cpu") | {"versions": {"torch": "another"}}
     if changed == "code":
         monkeypatch.setattr("cot.utils.runner.code_version", lambda: "another")
     if changed == "libraries":
-        newer = environment("cpu") | {"versions": {"torch": "another"}}
         monkeypatch.setattr("cot.utils.runner.environment", lambda device: newer)
+
+    path, edit = edits.get(changed, (nobody, str))
+    before = path.read_text()
+    path.write_text(edit(before))
     known = set(journal.parent.glob("journal_*.jsonl"))
     try:
         stdout = sweep(run_baseline_faiss.main, folder, *flags)
