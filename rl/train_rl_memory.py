@@ -185,6 +185,7 @@ def run(args: argparse.Namespace) -> int:
         make_alarms,
         make_evaluator,
         make_trainer,
+        part_processes,
         settle_devices,
         start_processes,
         train_to_the_end,
@@ -262,6 +263,7 @@ def run(args: argparse.Namespace) -> int:
         if signal_received():
             run_folder.close(record, "cancelled")
             print(f"step {trainer.state.global_step} is saved; the same command continues", file=sys.stderr)
+            part_processes(processes)
 
     # how it ended
     step = trainer.state.global_step
@@ -269,11 +271,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: {table.errors} completions left out, last because of {table.last_error}", flush=True)
     if recorder.stopped:
         run_folder.close(record, "error")
+        part_processes(processes)
         raise UserError(f"stopped at step {step}: {recorder.stopped}", EXIT_UNEXPECTED)
     trainer.save_model(str(folder / "model"))  # every process takes part
     if processes.is_main_process:
         tokenizer.save_pretrained(folder / "model")
         run_folder.finish(record)
+    part_processes(processes)
     return EXIT_OK
 
 

@@ -45,6 +45,16 @@ def start_processes():
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def part_processes(processes) -> None:
+    """Lets the processes of a run that has ended go: all at once, and none with a connection open.
+
+    One that leaves early does so while its library's threads still talk to the others, and may abort there:
+    the launcher would then end the one that is still writing the results.
+    """
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+
+
 def weights_are_sharded() -> bool:
     """Whether FSDP or DeepSpeed, chosen by the launcher, spreads the weights over the processes."""
     return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
