@@ -30,7 +30,7 @@ from cot.utils.cli import (
     flags_of,
     number,
 )
-from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, hold_signals, script_frame, signal_received
+from cot.utils.errors import EXIT_OK, EXIT_UNEXPECTED, UserError, hold_signals, script_frame
 from rl.settings import (
     GENERATED,
     PRESETS,
@@ -180,6 +180,7 @@ def run(args: argparse.Namespace) -> int:
     from rl.runs import open_run
     from rl.trainer import (
         Recorder,
+        asked_to_end,
         keep_reference,
         load_base,
         make_alarms,
@@ -260,7 +261,7 @@ def run(args: argparse.Namespace) -> int:
     trainer = make_trainer(args, config, model, tokenizer, rows, table, recorder, prompt_format)
     with hold_signals():  # the step in flight ends, and its checkpoint is saved
         train_to_the_end(trainer, run_folder.checkpoint)
-        if signal_received():
+        if asked_to_end(model.device):
             run_folder.close(record, "cancelled")
             print(f"step {trainer.state.global_step} is saved; the same command continues", file=sys.stderr)
             part_processes(processes)

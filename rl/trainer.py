@@ -18,7 +18,7 @@ from trl import GRPOConfig
 
 from cot.utils.devices import is_out_of_memory, keep_freed_memory, use_one_gpu
 from cot.utils.engine import TransformersEngine
-from cot.utils.errors import EXIT_UNEXPECTED, UserError, signal_received
+from cot.utils.errors import EXIT_UNEXPECTED, UserError, share_signal, signal_received
 from cot.utils.files import append_json_lines, read_json, read_json_lines, read_timestamp, write_json
 from cot.utils.formats import format_of
 from cot.utils.loading import Loading
@@ -43,6 +43,23 @@ def start_processes():
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def largest(value: int, device: torch.device | str) -> int:
+    """The largest value that any process of the run has; every process asks at the same point."""
+    if not torch.distributed.is_initialized():
+        return value
+    shared = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return int(shared)
+
+
+def asked_to_end(device: torch.device | str) -> bool:
+    """Whether a signal asked any process of the run to end; from then on it counts as everyone's."""
+    signum = largest(signal_received(), device)
+    if signum:
+        share_signal(signum)
+    return bool(signum)
 
 
 def part_processes(processes) -> None:
@@ -326,8 +343,9 @@ class Recorder(TrainerCallback):
         self._step_s = time.monotonic() - self._step_started
         if state.global_step % self._eval_every == 0 or state.global_step == self._max_steps:
             self._log_evaluation(state, model)
-        due = time.monotonic() - self._saved > self._save_s
-        due, signalled = self._agreed([due, signal_received()], model)
+        # all processes save, and stop, at the same step
+        due = bool(largest(time.monotonic() - self._saved > self._save_s, model.device))
+        signalled = asked_to_end(model.device)
         control.should_save = control.should_save or due or signalled
         control.should_training_stop = control.should_training_stop or signalled
 
@@ -346,8 +364,7 @@ class Recorder(TrainerCallback):
         reason = None if ended else self._alarms.stop()
         if ended and self._seen_from_start:
             reason = self._alarms.verdict()
-        (stop,) = self._agreed([reason is not None], model)
-        if stop and self.stopped is None:
+        if largest(reason is not None, model.device) and self.stopped is None:
             self.stopped = reason or "another process gave an alarm"
             control.should_training_stop = control.should_save = True
 
@@ -386,11 +403,3 @@ class Recorder(TrainerCallback):
     def _write(self, state, record: dict) -> None:
         if state.is_world_process_zero:
             append_json_lines(self._metrics, [record])
-
-    def _agreed(self, flags: list[bool], model) -> list[bool]:
-        """True where any process says so: all must save and stop at the same step."""
-        if not torch.distributed.is_initialized():
-            return flags
-        votes = torch.tensor([float(flag) for flag in flags], device=model.device)
-        torch.distributed.all_reduce(votes)
-        return [bool(vote) for vote in votes.tolist()]

@@ -287,7 +287,8 @@ def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch)
     assert code == 1 and "try --per_device_train_batch_size 4" in error
 
 
-def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, flags, tmp_path):
+def start_two(*argv, said: list[Path]) -> list[int]:
+    """Two processes of one training, forked here; each fails where it ends with a connection open."""
     from torch.distributed import TCPStore, is_initialized
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -298,23 +299,22 @@ def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finishe
         os.environ.update(told | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for state in (AcceleratorState, GradientState, PartialState):  # of this test's own process
             state._shared_state.clear()
+        be_process.store = store  # as long as the process lives
 
     def train_and_part(argv: list[str]) -> int:
         code = main(argv)
-        assert not is_initialized()  # one that ends with a connection open may abort
+        assert not is_initialized()  # it might abort
         return code
 
     train_and_part.__module__ = main.__module__
-    said = [tmp_path.with_name(f"said_{rank}.txt") for rank in (0, 1)]
-    processes = [
-        fork_here(
-            train_and_part,
-            *flags(output_dir=tmp_path, **MIXED),
-            said=said[rank],
-            before=partial(be_process, rank),
-        )
-        for rank in (0, 1)
+    return [
+        fork_here(train_and_part, *argv, said=said[rank], before=partial(be_process, rank)) for rank in (0, 1)
     ]
+
+
+def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, flags, tmp_path):
+    said = [tmp_path.with_name(f"said_{rank}.txt") for rank in (0, 1)]
+    processes = start_two(*flags(output_dir=tmp_path, **MIXED), said=said)
     assert [wait_for_exit(process) for process in processes] == [0, 0], said[0].read_text()[-3000:]
     assert prompts_seen(tmp_path) == prompts_seen(finished)  # both processes' groups, in order
     one, two = ([line["step"] for line in read_lines(run / "metrics.jsonl")] for run in (finished, tmp_path))
@@ -322,6 +322,18 @@ def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finishe
     assert (tmp_path / "model" / "model.safetensors").exists() and (tmp_path / "curves.png").exists()
     states = sorted(path.name for path in (tmp_path / "checkpoint-4").glob("rng_state_*.pth"))
     assert states == ["rng_state_0.pth", "rng_state_1.pth"]  # there were two
+
+
+def test_a_signal_to_one_process_ends_both_at_the_same_step(flags, tmp_path):
+    said = [tmp_path.with_name(f"said_{rank}.txt") for rank in (0, 1)]
+    processes = start_two(*flags(output_dir=tmp_path, **MIXED | {"max_steps": 500}), said=said)
+    wait_for(tmp_path / "metrics.jsonl", lines=2)
+    os.kill(processes[1], signal.SIGTERM)
+    assert [wait_for_exit(process) for process in processes] == [143, 143], said[0].read_text()[-3000:]
+    assert read_strictly(tmp_path / "run.json")["status"] == "cancelled"
+    (checkpoint,) = checkpoints(tmp_path)
+    assert is_complete(checkpoint) and f"step {step_of(checkpoint)} is saved" in said[0].read_text()
+    assert not (tmp_path / "model").exists()
 
 
 def test_sharded_weights_learn_from_the_same_prompts_and_are_saved_whole(finished, flags, tmp_path):

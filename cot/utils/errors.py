@@ -137,9 +137,14 @@ def hold_signals() -> Iterator[None]:
     raise_if_signalled()
 
 
-def signal_received() -> bool:
-    """Whether the process was asked to end."""
-    return _Signals.received is not None
+def signal_received() -> int:
+    """The first signal that asked this process to end; 0 where none did."""
+    return _Signals.received or 0
+
+
+def share_signal(signum: int) -> None:
+    """Takes a signal that another process of the same run received for this one's own."""
+    _Signals.received = _Signals.received or signum
 
 
 def raise_if_signalled() -> None:
