@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(temperatures=[0.0, 1.0], max_new_tokens=cpu["max_completion_length"])
     parser.set_defaults(system_prompt=None, thinking="auto", chat_template_kwargs=None, think_end=None)
     parser.set_defaults(top_p=1.0, sampling_top_k=0, min_p=0.0)
-    parser.set_defaults(attn_implementation="auto", load_in_4bit=False)
+    parser.set_defaults(attn_implementation="auto", load_in_4bit=False, batch_invariant=False)
     return parser
 
 

@@ -4,6 +4,7 @@ a  one answer at a time: `generate`, then a second forward pass for the perplexi
 b  `generate` on a padded batch for each temperature, then one forward pass a batch for the perplexities
 c  the project's engine in float32
 d  the project's engine in bfloat16, where the processor is not slow at it
+e  the project's engine in float32 under `--batch_invariant`
 g  llama.cpp on the same GGUF file, as many answers at once, without perplexities (`pip install xllamacpp`)
 
 The prompts are those of `cot/run_baseline_faiss.py`: each question with the nearest student's memory. With
@@ -42,6 +43,7 @@ WAYS = {
     "b": "batch per temperature",
     "c": "engine, float32",
     "d": "engine, bfloat16",
+    "e": "engine, batch invariant",
     "g": "llama.cpp",
 }
 SIZE = 1024  # of the matrices whose product is timed
@@ -158,12 +160,15 @@ def up_to_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids[: next((place for place, token in enumerate(ids, start=1) if token in ends), len(ids))]
 
 
-def run_engine(model, tokenizer, work: Work) -> list[Answer]:
-    """Ways c and d."""
+def run_engine(model, tokenizer, work: Work, batch_invariant: bool = False) -> list[Answer]:
+    """Ways c, d and e."""
     from cot.utils.engine import Request, TransformersEngine
 
     requests = [Request(tuple(ids), heat, f"0|{place}|{heat}") for heat, place, ids in work.cells()]
-    engine = TransformersEngine(model, tokenizer, work.max_new_tokens, work.batch_size)
+    model.set_attn_implementation("sdpa")  # of an earlier way it may be another
+    engine = TransformersEngine(
+        model, tokenizer, work.max_new_tokens, work.batch_size, batch_invariant=batch_invariant
+    )
     if work.forced:
         engine.end_ids = set()
     done = dict(pair for batch in engine.generate(requests) for pair in batch)
@@ -247,6 +252,7 @@ def prepare_ways(
         "a": (model, partial(run_generate, model, tokenizer, rows_at_once=1)),
         "b": (model, partial(run_generate, model, tokenizer, rows_at_once=work.batch_size)),
         "c": (model, partial(run_engine, model, tokenizer)),
+        "e": (model, partial(run_engine, model, tokenizer, batch_invariant=True)),
     }
     skipped = {}
     if "d" in args.ways:
@@ -294,7 +300,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_questions", type=int, default=8)
     add("--temperatures", type=float, nargs="+", default=[0.0, 0.6, 1.0])
     add("--max_new_tokens", type=int, default=96)
-    add("--batch_size", type=int, default=32, help="answers generated at once by ways b, c, d and g")
+    add("--batch_size", type=int, default=32, help="answers generated at once by all ways but a")
     add("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="of the list above")
     add("--lengths", nargs="+", default=["forced", "natural"], choices=["forced", "natural"])
     add("--device", default="cpu")

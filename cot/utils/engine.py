@@ -11,10 +11,12 @@ whatever it writes. Under one fixed model it does.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 import transformers
 
+from cot.utils.batch_invariance import WideProducts, use_attention_by_length
 from cot.utils.completions import Completion, Draft, Request, sort_out
 from cot.utils.devices import is_out_of_memory
 from cot.utils.engine_choice import TRANSFORMERS
@@ -101,9 +103,18 @@ class TransformersEngine:
         max_new_tokens: length at which a text is cut.
         batch_size: rows decoded together; None sizes it by the device. Halved when memory ends, but not for a
             row that fits in no batch.
+        batch_invariant: likelihoods are the same in any batch to the last bit, where `check_invariance` finds
+            that they can be; about a third slower.
     """
 
-    def __init__(self, model, tokenizer, max_new_tokens: int, batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        max_new_tokens: int,
+        batch_size: int | None = None,
+        batch_invariant: bool = False,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
@@ -111,7 +122,8 @@ class TransformersEngine:
         self.joins_caches = True  # until a prefill shows that this model's cannot be joined
         self.end_ids = end_token_ids(model, tokenizer)
         self.context_length = context_length(model)
-        use_grouped_attention(model)
+        self.products = WideProducts if batch_invariant else nullcontext
+        (use_attention_by_length if batch_invariant else use_grouped_attention)(model)
 
     def describe(self, source: ModelSource, longest: int) -> dict:
         """What a result file records of the model and how it is decoded.
@@ -146,7 +158,7 @@ class TransformersEngine:
             batch = self._take_batch(queue, requests)
             asked = [requests[i] for i in batch]
             try:
-                completions = self._decode(asked, self._prefill(asked), watch)
+                completions = self.decode_now(asked, watch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -173,6 +185,13 @@ class TransformersEngine:
         while 0 < end < len(queue) and requests[queue[end - 1]].prompt_ids == requests[queue[end]].prompt_ids:
             end -= 1
         return queue[: end or rows]
+
+    def decode_now(
+        self, requests: list[Request], watch: Callable[[int, int], None] | None = None
+    ) -> list[Completion]:
+        """The texts of one batch, in order; the arguments are those of `generate`."""
+        with self.products():
+            return self._decode(requests, self._prefill(requests), watch)
 
     @torch.inference_mode()
     def _decode(

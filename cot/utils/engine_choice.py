@@ -104,8 +104,8 @@ def _what_keeps_vllm(args: argparse.Namespace, sources: Collection[ModelSource])
         return f"vLLM is not installed: {INSTALL}"
     if max(args.temperatures) > VLLM_HOTTEST:
         return f"vLLM draws at temperatures up to {VLLM_HOTTEST:g}"
-    if args.load_in_4bit or args.attn_implementation != "auto":
-        return "--load_in_4bit and --attn_implementation are of transformers"
+    if args.load_in_4bit or args.batch_invariant or args.attn_implementation != "auto":
+        return "--load_in_4bit, --batch_invariant and --attn_implementation are of transformers"
     device = pick_device(args.device)
     if device.index and (args.tensor_parallel_size or 1) > 1:
         return f"--device {device} is one GPU; choose several by CUDA_VISIBLE_DEVICES, with --device cuda"

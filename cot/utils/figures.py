@@ -199,7 +199,7 @@ def _draw_policies(tables: Mapping, path: Path) -> Path:
 
     for axis in axes:
         axis.set_xticks(range(len(arms)), [ARM_LABELS.get(arm, arm) for arm in arms])
-        axis.set(xlabel="memory in the prompt", xlim=(-0.5, len(arms) - 0.5), ylim=(0, None))
+        axis.set(xlabel="memory in the prompt", xlim=(-0.5, max(1, len(arms)) - 0.5), ylim=(0, None))
     axes[0].set(ylabel="accuracy (95 % interval)", title="Right answers")
     axes[1].set(ylabel="fidelity, share of preferences met (95 % interval)", title="Fit to the student")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tables))

@@ -32,10 +32,12 @@ class Loading:
     Attributes:
         attn_implementation: as the flag names it; `auto` is what transformers takes for the architecture.
         load_in_4bit: the linear layers' weights in bitsandbytes' NF4.
+        batch_invariant: the engine computes a row alike in any batch.
     """
 
     attn_implementation: str = "auto"
     load_in_4bit: bool = False
+    batch_invariant: bool = False
 
     def options(self, dtype: "torch.dtype") -> dict[str, Any]:
         """Arguments of `from_pretrained`.
@@ -59,8 +61,8 @@ AS_IT_COMES = Loading()
 
 
 def loading_of(args: argparse.Namespace) -> Loading:
-    """What the flags `attn_implementation, load_in_4bit` ask for."""
-    return Loading(args.attn_implementation, args.load_in_4bit)
+    """What the flags `attn_implementation, load_in_4bit, batch_invariant` ask for."""
+    return Loading(args.attn_implementation, args.load_in_4bit, args.batch_invariant)
 
 
 def check_loading(loading: Loading, source: ModelSource, device: str = "auto", dtype: str = "auto") -> None:

@@ -95,7 +95,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_loading_flags(add: Callable, of: str = "--model_name") -> None:
-    """--revision --attn_implementation --load_in_4bit.
+    """--revision --attn_implementation --load_in_4bit --batch_invariant.
 
     Args:
         add: `add_argument` of a parser or group.
@@ -107,6 +107,12 @@ def add_loading_flags(add: Callable, of: str = "--model_name") -> None:
         "--load_in_4bit",
         action="store_true",
         help="keep the weights in 4 bits (bitsandbytes NF4); needs a CUDA GPU and a plain checkpoint",
+    )
+    add(
+        "--batch_invariant",
+        action="store_true",
+        help="likelihoods to the last bit the same at any --batch_size and number of processes; texts are so"
+        " without it. On a CPU, and slower",
     )
 
 
