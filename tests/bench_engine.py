@@ -4,7 +4,7 @@ a  one answer at a time: `generate`, then a second forward pass for the perplexi
 b  `generate` on a padded batch for each temperature, then one forward pass a batch for the perplexities
 c  the project's engine in float32
 d  the project's engine in bfloat16, where the processor is not slow at it
-e  the project's engine in float32 under `--batch_invariant`
+e  the project's engine in float32 under `--batch_invariant`, whose mode of MKL the other ways then have, too
 g  llama.cpp on the same GGUF file, as many answers at once, without perplexities (`pip install xllamacpp`)
 
 The prompts are those of `cot/run_baseline_faiss.py`: each question with the nearest student's memory. With
@@ -316,11 +316,14 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    from cot.utils.batch_invariance import ask_for_equal_sums
     from cot.utils.model_names import resolve_model
     from cot.utils.models import describe_model, load_model
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    if "e" in args.ways:
+        ask_for_equal_sums()
     torch.manual_seed(0)
     source = resolve_model(args.model_name)
     model, tokenizer = load_model(source, args.device, "float32")

@@ -25,6 +25,7 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CANARY = "hf_canary9b1c"  # a secret that must not come out again
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": CANARY}
+os.environ["MKL_CBWR"] = "AUTO"  # as --batch_invariant sets it before a process's first product
 LINES = ["Ann has 3 apples and buys 4 more.", "How many apples has she now?", "3 + 4 = 7", "#### 7"]
 FIRST_KEYS = [  # of every record, in this order
     "index",

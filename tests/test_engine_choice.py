@@ -20,7 +20,12 @@ without_vllm = pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
 def flags(**changes) -> argparse.Namespace:
     """What `settle_engine` reads of a command line."""
     usual = {"device": "cpu", "engine": "auto", "tensor_parallel_size": None, "gpu_memory_utilization": None}
-    usual |= {"load_in_4bit": False, "attn_implementation": "auto", "temperatures": [0.6]}
+    usual |= {
+        "load_in_4bit": False,
+        "batch_invariant": False,
+        "attn_implementation": "auto",
+        "temperatures": [0.6],
+    }
     return argparse.Namespace(**usual | changes)
 
 

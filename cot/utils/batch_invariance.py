@@ -1,14 +1,16 @@
 """`--batch_invariant`: a row's numbers are the same to the last bit in any batch, process and attempt.
 
 Sums of the same numbers in another order differ in the last bits, and what stands beside a row can change
-the order. A matrix product takes other paths for few rows than for many. Attention over padded rows sums the
-padding's zeros among the other numbers. Here a product gets `LEAST_ROWS` rows at least, from where on each
-row is summed alike on the processors tried, and rows of one length attend together, without padding.
+the order. Three things do. The library that PyTorch multiplies with on a CPU, Intel's MKL, looks at where in
+memory a matrix lies, unless it is asked for its reproducible mode. A product takes other paths for few rows
+than for many: here it gets `LEAST_ROWS` at least. Attention over padded rows sums the padding's zeros among
+the other numbers: here rows of one length attend together, without padding.
 
 Texts do not need it: a choice that a millionth decides is rare. Likelihoods differ by that millionth.
 """
 
 import functools
+import os
 from itertools import groupby
 from typing import NamedTuple
 
@@ -20,6 +22,11 @@ from transformers.masking_utils import sdpa_mask
 
 BY_LENGTH = "sdpa_by_length"
 LEAST_ROWS = 16
+
+
+def ask_for_equal_sums() -> None:
+    """Puts MKL into its reproducible mode (CNR); it looks once, at the first product of the process."""
+    os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 class WideProducts(TorchFunctionMode):

@@ -104,7 +104,7 @@ class TransformersEngine:
         batch_size: rows decoded together; None sizes it by the device. Halved when memory ends, but not for a
             row that fits in no batch.
         batch_invariant: likelihoods are the same in any batch to the last bit, where `check_invariance` finds
-            that they can be; about a third slower.
+            that they can be.
     """
 
     def __init__(

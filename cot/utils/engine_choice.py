@@ -43,6 +43,10 @@ def settle_engine(args: argparse.Namespace, sources: Collection[ModelSource]) ->
     name = VLLM if wanted and not problem else TRANSFORMERS
     if name != VLLM and (named := [flag for flag in VLLM_FLAGS if getattr(args, flag) is not None]):
         raise UserError(f"--{named[0]}: of vLLM, and the engine is {name}; add --engine vllm or leave it out")
+    if args.batch_invariant:
+        from cot.utils.batch_invariance import ask_for_equal_sums
+
+        ask_for_equal_sums()
     picked = f" (picked: {problem})" if problem else " (picked)" if args.engine == "auto" else ""
     print(f"engine:  {name}{picked}", flush=True)
     return name
