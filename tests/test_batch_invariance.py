@@ -17,12 +17,13 @@ PROMPTS = ["Ann has 3 apples", "How many apples has she now? 3 + 4 " * 4, "Ann",
 
 
 @pytest.fixture
-def exact(tiny_llama) -> None:
-    """Skips where the processor's products do not allow it."""
-    try:
-        check_invariance(*tiny_llama)
-    except UserError as problem:
-        pytest.skip(str(problem))
+def exact() -> None:
+    """Skips where the processor's own products do not allow it, whatever the code does."""
+    generator = torch.Generator().manual_seed(0)
+    rows, matrix = (torch.randn(count, 64, generator=generator) for count in (300, 96))
+    product = torch.nn.functional.linear(rows, matrix)
+    if not torch.equal(torch.nn.functional.linear(rows[:16], matrix), product[:16]):
+        pytest.skip("16 rows times a matrix are other numbers here than among 300 rows")
 
 
 def logprobs(model, tokenizer, batch_size: int, batch_invariant: bool) -> list[tuple[float, ...]]:
