@@ -63,6 +63,20 @@ def test_a_sliding_window_sees_what_it_saw(tiny_qwen2, exact):
         assert got == pytest.approx(value, abs=1e-4)
 
 
+def test_heads_that_see_differently_keep_their_own_attention(tiny_llama):
+    from transformers import DogeConfig, DogeForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "keep_window_size": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4}
+    torch.manual_seed(0)
+    model = DogeForCausalLM(
+        DogeConfig(vocab_size=len(tiny_llama[1]), eos_token_id=1, **sizes, **heads)
+    ).eval()
+    expected = logprobs(model, tiny_llama[1], 7, batch_invariant=False)
+    for got, value in zip(logprobs(model, tiny_llama[1], 7, batch_invariant=True), expected, strict=True):
+        assert got == pytest.approx(value, abs=1e-4)
+
+
 def test_what_depends_on_the_batch_is_refused_in_a_line(tiny_llama, monkeypatch):
     monkeypatch.setattr("cot.utils.batch_invariance.LEAST_ROWS", 1)
     monkeypatch.setattr("cot.utils.engine.use_attention_by_length", lambda model: None)

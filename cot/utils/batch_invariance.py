@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from cot.utils.kv_cache import differs_by_head, use_attention
 
 BY_LENGTH = "sdpa_by_length"
 LEAST_ROWS = 16
@@ -78,17 +79,18 @@ def find_stretches(mask: torch.Tensor) -> list[Stretch]:
 
 def use_attention_by_length(model) -> None:
     """Makes a model with PyTorch's attention attend by length; others keep their own, and are found out."""
-    if model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(BY_LENGTH, _attend)
-        AttentionMaskInterface.register(BY_LENGTH, sdpa_mask)
-        model.set_attn_implementation(BY_LENGTH)
+    use_attention(model, BY_LENGTH, _attend)
 
 
-def _attend(_module, query, key, value, attention_mask, scaling=None, **_kwargs):
+def _attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
     """Attention of query (B, H, t, D) over key and value (B, h, T, D), H a multiple of h, to (B, t, H, D).
 
-    Rows of one stretch attend together. A token that sees none gets zeros.
+    Rows of one stretch attend together. A token that sees none gets zeros. Where heads see differently, or a
+    mask is added and not asked, transformers' own attention is taken.
     """
+    added = attention_mask is not None and attention_mask.dtype != torch.bool
+    if added or differs_by_head(attention_mask, kwargs):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     rows, _, tokens, _ = query.shape
     whole_length = Stretch(0, key.shape[2], True)
     stretches = [whole_length] * rows if attention_mask is None else find_stretches(attention_mask)

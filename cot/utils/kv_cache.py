@@ -8,7 +8,7 @@ Some architectures have no such cache. Others count positions from the left, pad
 would be wrong without a word. Two short forward passes tell, once a model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -90,10 +90,20 @@ def make_room(parts: Sequence[DynamicCache], index: torch.Tensor, room: int) -> 
 
 def use_grouped_attention(model) -> None:
     """Makes a model with PyTorch's attention attend over grouped heads in place; others keep their own."""
+    use_attention(model, GROUPED, _attend)
+
+
+def use_attention(model, name: str, attend: Callable) -> None:
+    """Makes a model with PyTorch's attention attend by a function of this name; others keep their own."""
     if model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(GROUPED, _attend)
-        AttentionMaskInterface.register(GROUPED, sdpa_mask)
-        model.set_attn_implementation(GROUPED)
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, sdpa_mask)
+        model.set_attn_implementation(name)
+
+
+def differs_by_head(mask: torch.Tensor | None, options: Mapping) -> bool:
+    """Whether heads do not see alike: a mask (B, H, t, T) as in Doge, or a bias for positions."""
+    return (mask is not None and mask.shape[1] > 1) or options.get("position_bias") is not None
 
 
 def _attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
@@ -104,9 +114,8 @@ def _attend(module, query, key, value, attention_mask, scaling=None, **kwargs):
     do not, as under a mask or bias for each head, transformers' own attention is taken.
     """
     (rows, heads, tokens, size), shared = query.shape, key.shape[1]
-    own_mask = attention_mask is not None and attention_mask.shape[1] > 1  # a mask for each head, as in Doge
-    biased = kwargs.get("position_bias") is not None
-    if tokens > 1 or heads == shared or attention_mask is None or own_mask or biased:
+    grouping_pays = tokens == 1 and heads != shared and attention_mask is not None
+    if not grouping_pays or differs_by_head(attention_mask, kwargs):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     grouped = query.view(rows, shared, heads // shared, size)
     output = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
