@@ -510,6 +510,26 @@ def tiny_long(tiny_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def be_process(monkeypatch):
+    """Makes this process the one of that number of a launch of two, as a launcher does; None of no launch."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    told |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def become(rank: int | None) -> None:
+        for name, value in (told | {"RANK": str(rank)}).items():
+            if rank is None:
+                monkeypatch.delenv(name)
+            else:
+                monkeypatch.setenv(name, value)
+
+    yield become
+    del store
+
+
+@pytest.fixture
 def spoilable(tiny_folder, tmp_path) -> Path:
     """A copy of `tiny_folder` that a test may spoil."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))

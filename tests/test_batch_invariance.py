@@ -86,10 +86,8 @@ def test_what_depends_on_the_batch_is_refused_in_a_line(tiny_llama, monkeypatch)
 
 @pytest.mark.slow
 def test_a_straight_run_other_batch_sizes_two_processes_and_a_killed_run_give_the_same_bytes(
-    tiny_folder, tmp_path, exact, scorers, monkeypatch
+    tiny_folder, tmp_path, exact, scorers, be_process, monkeypatch
 ):
-    from torch.distributed import TCPStore
-
     monkeypatch.setattr("cot.utils.sweeps.load_scorers", lambda _device: scorers)
     monkeypatch.setattr("cot.utils.sweeps.draw_sweep", lambda *_: None)
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
@@ -116,12 +114,9 @@ def test_a_straight_run_other_batch_sizes_two_processes_and_a_killed_run_give_th
     assert wait_for_exit(killed) == -signal.SIGKILL
     assert wait_for_exit(start("killed", 3)) == 0
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     processes = []
-    for rank in ("0", "1"):
-        for name, value in (told | {"TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": rank}).items():
-            monkeypatch.setenv(name, value)
+    for rank in (0, 1):
+        be_process(rank)
         processes.append(start("two", 3))
     assert [wait_for_exit(process) for process in processes] == [0, 0]
 

@@ -29,26 +29,6 @@ ASKED, OTHER = Question("q1", "2 + 3?", "#### 5"), Question("q2", "4 + 4?", "###
 SMALL = ["--dataset", "textbook", "--device", "cpu", "--batch_size", "2", "--cot_prompt", "Solve."]
 
 
-@pytest.fixture
-def be_process(monkeypatch):
-    """Makes this process the one of that number of a launch of two, as a launcher does; None of no launch."""
-    from torch.distributed import TCPStore
-
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    told |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-
-    def become(rank: int | None) -> None:
-        for name, value in (told | {"RANK": str(rank)}).items():
-            if rank is None:
-                monkeypatch.delenv(name)
-            else:
-                monkeypatch.setenv(name, value)
-
-    yield become
-    del store
-
-
 def answers(folder) -> list[dict]:
     """All records below a folder, without their likelihoods: sums depend on which rows share a batch."""
     documents = [without_times(read_strictly(path)) for path in sorted(folder.rglob("results_*.json"))]
