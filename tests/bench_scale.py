@@ -4,12 +4,14 @@
 Runs `cot/run_baseline_faiss.py` for the students of a folder, each asked every question under several memory
 arms at four temperatures, at several sizes. All is the script's own but what takes the same time for each
 text: the model's texts are those of `fit_labels.jsonl` with other numbers, and neither the embedder nor spaCy
-measures them. The run is asked to end (SIGTERM) before the last texts, and the same command finishes it.
+measures them. The run is asked to end (SIGTERM) before the last texts, goes on by the same command, is asked
+to end in its statistics, and finishes.
 
 Prints a table, and writes it as JSON where `--json` says so, a row a size: `rows`; seconds `start_s` (to the
 first answer, with imports), `prompts_s`, `records_s`, `rewrite_s` (the longest of the running files),
-`flush_s` (from the signal to the end of the process), `resume_s` (of the second start to the answers that
-were left), `summary_s`, `files_s` (at the end), `figures_s`; `results_mib`, `peak_mib`.
+`flush_s` (from the first signal to the end of the process), `resume_s` (of the second start to the answers
+that were left), `late_flush_s` (from the second signal), `summary_s`, `files_s` (at the end), `figures_s`;
+`results_mib`, `peak_mib`.
 
     python tests/bench_scale.py --questions 4 8
     python tests/bench_scale.py --json bench_scale.json
@@ -25,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -34,8 +37,8 @@ from conftest import make_model, make_tokenizer
 
 BATCH = 256  # texts that the recorded engine gives at once
 COLUMNS = (
-    *("rows", "start_s", "prompts_s", "records_s", "rewrite_s", "flush_s", "resume_s", "summary_s"),
-    *("files_s", "figures_s", "results_mib", "peak_mib"),
+    *("rows", "start_s", "prompts_s", "records_s", "rewrite_s", "flush_s", "resume_s", "late_flush_s"),
+    *("summary_s", "files_s", "figures_s", "results_mib", "peak_mib"),
 )
 
 
@@ -48,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--memory", nargs="+", default=["own", "none", "shuffled", "random"], help="arms")
     add("--json", type=Path, help="also write the rows to this file")
     add("--run", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)  # this process is one run
-    add("--end_early", action="store_true", help=argparse.SUPPRESS)
+    add("--end_in", choices=["answers", "statistics"], help=argparse.SUPPRESS)
     return parser
 
 
@@ -70,6 +73,12 @@ def plant(folder: Path, questions: int) -> None:
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def end_this_process() -> None:
+    """Asks for it, and says when."""
+    print(f"signal {time.monotonic()}", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 class RecordedTexts:
     """In the place of a model's texts: real ones with other numbers, the same for equal requests."""
 
@@ -85,8 +94,7 @@ class RecordedTexts:
         queue = list(sharing)
         for start in range(0, len(queue), BATCH):
             if self.end_early and start + BATCH >= len(queue):
-                print(f"signal {time.monotonic()}", flush=True)
-                os.kill(os.getpid(), signal.SIGTERM)
+                end_this_process()
             batch = []
             for first in queue[start : start + BATCH]:
                 rng = random.Random(first)
@@ -101,6 +109,12 @@ def fill_in(records, *_) -> None:
     """In the place of the metrics that embed or parse a text."""
     for number, record in enumerate(records):
         record |= {"semantic_similarity": number % 7 / 7, "reasoning_steps": 3, "entity_overlap": 0.5}
+
+
+def fill_in_and_end(records, *_) -> None:
+    """The same; the statistics that follow are asked to end after a second."""
+    fill_in(records)
+    threading.Timer(1.0, end_this_process).start()
 
 
 class Clock:
@@ -132,9 +146,9 @@ def run_once(args: argparse.Namespace) -> int:
     from cot.utils import runner, sweeps
     from cot.utils.engine import TransformersEngine
 
-    clock, texts = Clock(), RecordedTexts(args.end_early)
+    clock, texts = Clock(), RecordedTexts(args.end_in == "answers")
     TransformersEngine.generate = lambda *called, **named: texts.generate(*called, **named)
-    sweeps.add_metrics = fill_in
+    sweeps.add_metrics = fill_in_and_end if args.end_in == "statistics" else fill_in
     clock.around(sweeps, "summarize")
     clock.around(sweeps, "draw_sweep")
     for name in ("__enter__", "make_prompts", "generate", "finish", "_write"):
@@ -156,10 +170,8 @@ def run_once(args: argparse.Namespace) -> int:
     code = run_baseline_faiss.main([str(flag) for flag in flags])
 
     spent = clock.total
-    results = list(folder.rglob("results_*.json"))
     later = spent["generate"] + spent.get("finish", 0.0) + spent.get("draw_sweep", 0.0)
     took = {
-        "rows": sum(path.read_bytes().count(b'\n    {"index"') for path in results),
         "start_s": time.monotonic() - start - later,
         "prompts_s": spent.get("make_prompts", 0.0),
         "records_s": spent["generate"] - spent.get("make_prompts", 0.0),
@@ -167,7 +179,6 @@ def run_once(args: argparse.Namespace) -> int:
         "summary_s": spent.get("summarize", 0.0),
         "files_s": spent.get("finish", 0.0) - spent.get("summarize", 0.0),
         "figures_s": spent.get("draw_sweep", 0.0),
-        "results_mib": sum(path.stat().st_size for path in results) / 2**20,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
     }
     print(json.dumps(took))
@@ -182,7 +193,8 @@ def measure(args: argparse.Namespace, questions: int) -> dict:
         command += ["--profiles_dir", args.profiles_dir] if args.profiles_dir else []
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         found = []
-        for further, code in (["--end_early"], 128 + signal.SIGTERM), ([], 0):
+        for place in ("answers", "statistics", None):
+            further, code = (["--end_in", place], 128 + signal.SIGTERM) if place else ([], 0)
             done = subprocess.run([*command, *further], capture_output=True, text=True, env=environment)
             ended = time.monotonic()
             assert done.returncode == code, done.stderr[-2000:]
@@ -190,9 +202,15 @@ def measure(args: argparse.Namespace, questions: int) -> dict:
             found.append(json.loads(done.stdout.splitlines()[-1]))
             if sent:
                 found[-1]["flush_s"] = ended - float(sent[1])
-    first, second = found
+        results = list(Path(folder).rglob("results_*.json"))
+        counted = {
+            "rows": sum(path.read_bytes().count(b'\n    {"index"') for path in results),
+            "results_mib": sum(path.stat().st_size for path in results) / 2**20,
+        }
+    first, second, last = found
     whole = ("start_s", "prompts_s", "records_s", "rewrite_s", "flush_s")
-    return second | {name: first[name] for name in whole} | {"resume_s": second["start_s"]}
+    resumed = {"resume_s": second["start_s"], "late_flush_s": second["flush_s"]}
+    return counted | last | {name: first[name] for name in whole} | resumed
 
 
 def main() -> int:
@@ -200,11 +218,11 @@ def main() -> int:
     args = build_parser().parse_args()
     if args.run:
         return run_once(args)
-    print("".join(f"{column:>12}" for column in COLUMNS))
+    print("".join(f"{column:>14}" for column in COLUMNS))
     rows = []
     for questions in args.questions:
         rows.append(measure(args, questions))
-        print("".join(f"{rows[-1][column]:>12.6g}" for column in COLUMNS), flush=True)
+        print("".join(f"{rows[-1][column]:>14.6g}" for column in COLUMNS), flush=True)
     if args.json:
         args.json.write_text(json.dumps({"cpus": os.cpu_count(), "rows": rows}, indent=2) + "\n")
     return 0

@@ -148,6 +148,8 @@ def load_scorers_once() -> None:
 
 def run_here(main, *flags) -> tuple[int, str, str]:
     """A script in this process, which has imported the libraries already: (exit code, stdout, stderr)."""
+    from cot.utils.errors import raise_on_signals
+
     load_scorers_once()
     handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
     hook = sys.excepthook
@@ -156,6 +158,7 @@ def run_here(main, *flags) -> tuple[int, str, str]:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([str(flag) for flag in flags])
     finally:
+        raise_on_signals()  # forgets a signal that the script got: this process goes on
         sys.excepthook = hook
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

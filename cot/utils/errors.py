@@ -69,10 +69,12 @@ class _Signals:
     Attributes:
         received: the first signal since `raise_on_signals`.
         held: it is only noted, for now.
+        ended_by: what a signal ended the script with; its frames hold all that the script held.
     """
 
     received: int | None = None
     held: bool = False
+    ended_by: Interrupted | None = None
 
 
 class _Terminal(io.FileIO):
@@ -110,7 +112,7 @@ def raise_on_signals() -> None:
 
     SIGHUP stays ignored where `nohup` has ignored it.
     """
-    _Signals.received, _Signals.held = None, False
+    _Signals.received, _Signals.held, _Signals.ended_by = None, False, None
 
     def interrupt(signum: int, _frame) -> None:
         for other in (signal.SIGTERM, signal.SIGHUP):
@@ -175,7 +177,7 @@ def script_frame(debug: bool) -> Iterator[Outcome]:
     """
     if not debug:
         sys.excepthook = _print_in_one_line  # the interpreter then exits with EXIT_UNEXPECTED
-    atexit.register(gc.freeze)  # an interpreter that ends looks through all that was imported: three seconds
+    atexit.register(_leave_at_once)  # before those of the libraries: the first hook is called last
     outlive_terminal()
     if not is_main_process():
         sys.stdout = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
@@ -187,11 +189,24 @@ def script_frame(debug: bool) -> Iterator[Outcome]:
         if is_main_process():
             print(f"\ninterrupted by {error}; {error.advice}", file=sys.stderr)
         outcome.exit_code = error.exit_code
+        _Signals.ended_by = error
     except UserError as error:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         outcome.exit_code = error.exit_code
+
+
+def _leave_at_once() -> None:
+    """Shortens an interpreter's end, which looks through all imports: three seconds.
+
+    One that a signal ended does not free what it holds either: of 100,000 answers that takes another.
+    """
+    gc.freeze()
+    if _Signals.ended_by:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_Signals.ended_by.exit_code)
 
 
 def _print_in_one_line(kind: type[BaseException], error: BaseException, _trace) -> None:

@@ -355,7 +355,6 @@ class Run:
         """
         start = time.monotonic()
         records = self.in_order()
-        self._lines.clear()  # the records are about to change
         measure(records)
         raise_if_signalled()
 
@@ -436,30 +435,29 @@ class Run:
         summarize: Callable[[list[dict]], dict] | None = None,
         metrics_start: float | None = None,
     ) -> tuple[Path, dict]:
-        """All files as they stand; statistics only where `summarize` is given, as it takes its time."""
-        there = [row for row in self.rows if row.key in self.records]
-        by_temperature = {
-            temperature: [row for row in there if row.temperature == temperature]
-            for temperature in self.args.temperatures
-        }
+        """All files as they stand; what takes its time, metrics and statistics, only with `summarize`."""
+        by_temperature: dict[float, list[str]] = {temperature: [] for temperature in self.args.temperatures}
+        for row in self.rows:
+            if row.key in self.records:
+                by_temperature[row.temperature].append(row.key)
 
-        def describe(rows: Sequence[Row]) -> dict:
-            records = [self.records[row.key] for row in rows]
-            return {"rows_done": len(rows), **(summarize(records) if summarize else {})}
+        def describe(records: list[dict]) -> dict:
+            return {"rows_done": len(records), **(summarize(records) if summarize else {})}
 
         summaries: dict[float | None, dict] = {
-            temperature: describe(rows) for temperature, rows in by_temperature.items()
+            temperature: describe([self.records[key] for key in keys])
+            for temperature, keys in by_temperature.items()
         }
         only = len(by_temperature) == 1
-        summaries[None] = summaries[self.args.temperatures[0]] if only else describe(there)
+        summaries[None] = summaries[self.args.temperatures[0]] if only else describe(self.in_order())
         timing = {}
         if metrics_start is not None:
             timing = self._timing(self.in_order(), time.monotonic() - metrics_start)
+        shown: Mapping[str, Any] = self.records if summarize else self._lines
         return self._files.write(
             status,
             results={
-                temperature: [self._lines.get(row.key) or self.records[row.key] for row in rows]
-                for temperature, rows in by_temperature.items()
+                temperature: [shown[key] for key in keys] for temperature, keys in by_temperature.items()
             },
             summaries={where: summary | {"timing": timing} for where, summary in summaries.items()},
         )
