@@ -162,7 +162,8 @@ def up_to_end(ids: list[int], ends: set[int]) -> list[int]:
 
 def run_engine(model, tokenizer, work: Work, batch_invariant: bool = False) -> list[Answer]:
     """Ways c, d and e."""
-    from cot.utils.engine import Request, TransformersEngine
+    from cot.utils.completions import Request
+    from cot.utils.engine import TransformersEngine
 
     requests = [Request(tuple(ids), heat, f"0|{place}|{heat}") for heat, place, ids in work.cells()]
     model.set_attn_implementation("sdpa")  # of an earlier way it may be another

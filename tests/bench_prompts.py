@@ -47,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def answer_cell(model, tokenizer, questions, instruction: str, form: str, max_new_tokens: int) -> list[dict]:
     """The greedy answers of one model to all questions, asked in one way."""
-    from cot.utils.engine import Request, TransformersEngine
+    from cot.utils.completions import Request
+    from cot.utils.engine import TransformersEngine
     from cot.utils.prompts import build_prompt
 
     template = tokenizer.chat_template

@@ -6,9 +6,11 @@ import functools
 import gc
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
+import random
 import re
 import resource
 import shutil
@@ -299,6 +301,59 @@ def mastery_file(**changes) -> dict:
         "evaluation": None,
     }
     return file | changes
+
+
+PLANTED_SKILLS = {  # knowledge tracing of a skill that most know soon, and of one that few do
+    "easy": {"p_init": 0.6, "p_transit": 0.3, "p_slip": 0.05, "p_guess": 0.3},
+    "hard": {"p_init": 0.2, "p_transit": 0.1, "p_slip": 0.2, "p_guess": 0.1},
+}
+
+
+def simulate_responses(students: int, length: int, seed: int = 0):
+    """Responses of students who answer in each of `PLANTED_SKILLS` in turn, as knowledge tracing says."""
+    rng = random.Random(seed)
+    texts = []
+    for _ in range(students):
+        known = {name: rng.random() < skill["p_init"] for name, skill in PLANTED_SKILLS.items()}
+        answers = []
+        for _, (name, skill) in itertools.product(range(length), PLANTED_SKILLS.items()):
+            is_right = rng.random() < (1 - skill["p_slip"] if known[name] else skill["p_guess"])
+            known[name] = known[name] or rng.random() < skill["p_transit"]
+            answers.append(f"{name}{is_right:d}")
+        texts.append(" ".join(answers))
+    return make_responses(*texts, skills=tuple(PLANTED_SKILLS))
+
+
+def make_responses(*students: str, skills: tuple[str, ...] = ("a",)):
+    """Responses of students, each a text such as `a1 b0`: skill and outcome."""
+    import numpy as np
+
+    from rl.responses import Responses
+
+    rows = [
+        (number, skills.index(item[:-1]), item[-1] == "1")
+        for number, text in enumerate(students)
+        for item in text.split()
+    ]
+    return Responses(*map(np.array, zip(*rows, strict=True)), skills)
+
+
+def write_logs(folder: Path, responses, prefix: str = "S") -> None:
+    """Responses as logs of students S000, S001, …, an answer a minute."""
+    (folder / "memory").mkdir(parents=True, exist_ok=True)
+    answers = zip(responses.student, responses.skill, responses.correct, strict=True)
+    for place, (number, skill, correct) in enumerate(answers):
+        student = f"{prefix}{number:03}"
+        line = {
+            "student_id": student,
+            "time": f"2026-01-01T{place // 60:02}:{place % 60:02}:00Z",
+            "chapter": None,
+            "skill": responses.skills[skill],
+            "question": None,
+            "correct": bool(correct),
+        }
+        with (folder / "memory" / f"{student}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def make_completion(text: str, logprobs=(-0.1,), error: dict | None = None):

@@ -9,9 +9,8 @@ import torch
 from conftest import fork_here, long_context, read_strictly, run_here, wait_for_exit, without_times
 
 from cot import run_baseline_cot
-from cot.utils.engine import Request, TransformersEngine
-from cot.utils.engines import check_invariance
-from cot.utils.errors import UserError
+from cot.utils.completions import Request
+from cot.utils.engine import TransformersEngine
 
 PROMPTS = ["Ann has 3 apples", "How many apples has she now? 3 + 4 " * 4, "Ann", "buys 4 more.", "1 2 3"]
 
@@ -77,13 +76,6 @@ def test_heads_that_see_differently_keep_their_own_attention(tiny_llama):
         assert got == pytest.approx(value, abs=1e-4)
 
 
-def test_what_depends_on_the_batch_is_refused_in_a_line(tiny_llama, monkeypatch):
-    monkeypatch.setattr("cot.utils.batch_invariance.LEAST_ROWS", 1)
-    monkeypatch.setattr("cot.utils.engine.use_attention_by_length", lambda model: None)
-    with pytest.raises(UserError, match="likelihoods depend on the batch; leave it out"):
-        check_invariance(*tiny_llama)
-
-
 @pytest.mark.slow
 def test_a_straight_run_other_batch_sizes_two_processes_and_a_killed_run_give_the_same_bytes(
     tiny_folder, tmp_path, exact, scorers, be_process, monkeypatch
@@ -125,11 +117,14 @@ def test_a_straight_run_other_batch_sizes_two_processes_and_a_killed_run_give_th
     assert results("three") == results("killed") == results("two") == expected
 
 
-def test_the_line_comes_before_anything_is_generated(tiny_folder, tmp_path, monkeypatch):
+def test_what_depends_on_the_batch_is_refused_in_a_line_before_anything_is_generated(
+    tiny_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr("cot.utils.batch_invariance.LEAST_ROWS", 1)
     monkeypatch.setattr("cot.utils.engine.use_attention_by_length", lambda model: None)
     flags = ["--model_name", tiny_folder, "--dataset", "textbook", "--subset_size", "1", "--device", "cpu"]
     flags += ["--batch_invariant", "--max_new_tokens", "4", "--cot_prompt", "Solve."]
     code, _, stderr = run_here(run_baseline_cot.main, *flags, "--output_dir", tmp_path)
     assert code == 2 and stderr.startswith("error: --batch_invariant: of ") and stderr.count("\n") == 1
+    assert "likelihoods depend on the batch; leave it out" in stderr
     assert not any(read_strictly(path)["results"] for path in tmp_path.rglob("results_*.json"))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from cot.utils.engine import Completion, Request, TransformersEngine, answer_nll
+from cot.utils.completions import Completion, Request
+from cot.utils.engine import TransformersEngine, answer_nll
 
 PROMPTS = ["Ann has 3 apples", "How many apples has she now? 3 + 4", "Ann", "buys 4 more."]
 EARLY_ENDS = [1, *range(2, 42)]  # 41 of about 300 ids end a text: rows finish at different steps

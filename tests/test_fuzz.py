@@ -1,6 +1,7 @@
 """Spoiled files: whatever is flipped, cut, doubled or moved, they are read rightly or refused in one line."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cot.utils.journal import open_journal
 from cot.utils.mastery import consolidate
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.student_files import MemoryLog, load_profiles
-from cot.utils.students import LONE_SURROGATE, render_profile
+from cot.utils.students import render_profile
 from cot.utils.templates import encode_data
 
 TOKENIZER = make_tokenizer()
@@ -95,7 +96,9 @@ def noted(line: str | dict) -> dict | None:
     except ValueError:
         return None
     texts = {
-        key: LONE_SURROGATE.sub("\ufffd", value) for key, value in content.items() if isinstance(value, str)
+        key: re.sub(r"[\ud800-\udfff]", "\ufffd", value)
+        for key, value in content.items()
+        if isinstance(value, str)
     }
     return {key: value for key, value in (content | texts).items() if value is not None}
 

@@ -7,7 +7,8 @@ import torch
 import transformers
 from conftest import make_tokenizer
 
-from cot.utils.engine import Request, TransformersEngine
+from cot.utils.completions import Request
+from cot.utils.engine import TransformersEngine
 from cot.utils.errors import UserError
 from cot.utils.models import load_model
 

@@ -9,7 +9,8 @@ from conftest import load_refusal
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cot.utils.engine import Request, TransformersEngine
+from cot.utils.completions import Request
+from cot.utils.engine import TransformersEngine
 from cot.utils.models import context_length, load_model
 
 pytestmark = pytest.mark.slow

@@ -273,10 +273,10 @@ def test_the_packaged_embedder_gives_unit_vectors_that_know_meaning_of_any_text(
     assert embedder.encode([]).shape == (0, 384)
 
 
-def test_many_texts_are_encoded_some_at_a_time_and_counted(embedder, monkeypatch):
+def test_many_texts_are_encoded_some_at_a_time_and_counted(monkeypatch):
     monkeypatch.setattr("cot.utils.retrieval.ENCODED_AT_ONCE", 2)
     seen = []
-    monkeypatch.setattr(embedder, "_watch", lambda done, total: seen.append((done, total)))
+    embedder = load_embedder("cpu", watch=lambda done, total: seen.append((done, total)))
     texts = ["some a", "some b", "some c", "some d", "some e", "some a"]
     vectors = embedder.encode(texts)
     assert seen == [(2, 5), (4, 5), (5, 5)]

@@ -16,7 +16,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from cot.utils.engine import Completion, Request, TransformersEngine
+from cot.utils.completions import Completion, Request
+from cot.utils.engine import TransformersEngine
 from cot.utils.models import load_model
 from cot.utils.sampling import (
     ALL_TOKENS,

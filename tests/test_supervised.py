@@ -1,9 +1,31 @@
-"""The supervised step: what its gradients are."""
+"""The supervised step: what is learned of a lesson, and what its gradients are."""
+
+import random
 
 import torch
 from conftest import make_model
+from transformers import AutoTokenizer
 
-from rl.supervised import IGNORED, add_gradients
+from rl.explanations import calculations
+from rl.lessons import Lesson
+from rl.supervised import IGNORED, add_gradients, make_batch
+
+
+def test_only_the_explanation_is_learned_and_its_end(tiny_tutor):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tutor)
+    prompts = [tokenizer.encode("Question: 3+4?"), tokenizer.encode("Question: how much is 3+4?")]
+    steps, wishes = calculations("<<3+4=7>>"), {"style": "check_at_end"}
+    lessons = [Lesson(tuple(prompt), steps, wishes) for prompt in prompts]
+    ids, labels = make_batch(lessons, tokenizer, random.Random(0))
+    for row, prompt in enumerate(prompts):
+        assert ids[row][: len(prompt)].tolist() == prompt
+        learned = labels[row] != IGNORED
+        assert not learned[: len(prompt)].any()
+        text = tokenizer.decode(ids[row][learned])
+        assert text.endswith("#### 7<|im_end|>") and "\nCheck: 7-4=3.\n" in text
+        assert labels[row][learned].tolist() == ids[row][learned].tolist()
+        rest = ids[row][len(prompt) + int(learned.sum()) :]
+        assert (rest == tokenizer.pad_token_id).all()
 
 
 def test_a_step_in_parts_has_the_gradients_of_the_whole():

@@ -7,7 +7,8 @@ import pytest
 from conftest import edit_journal, make_tokenizer, only, plant_policy, read_strictly, run_here
 
 from cot import run_baseline_cot
-from cot.utils.engine import Request, TransformersEngine
+from cot.utils.completions import Request
+from cot.utils.engine import TransformersEngine
 from cot.utils.models import load_model
 from cot.utils.thinking import NO_BLOCK, Reasoning, StopWatch, split_completion, split_thinking
 from rl import train_rl_memory

@@ -1,19 +1,22 @@
-"""Around a training: the held-out evaluation, and the advice when memory is full."""
+"""Around a training: the held-out evaluation, the advice when memory is full, and what devices allow."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import plant_policy
 from transformers import Qwen2ForCausalLM
+from trl import GRPOConfig
 
+from cot.utils.errors import UserError
 from cot.utils.memory_arms import MemoryArms, PromptShape
 from cot.utils.models import load_model
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import Question
 from cot.utils.student_files import load_profiles
-from rl.trainer import make_evaluator, smaller_batch
+from rl.trainer import make_evaluator, settle_devices, smaller_batch
 
 
 @pytest.mark.parametrize(
@@ -110,3 +113,27 @@ def test_held_out_answers_for_which_memory_ran_out_are_left_out(evaluator, polic
 
     model.tokens_that_fit = 0
     assert set(evaluate(model).values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("spared", "beta", "use_peft", "refused"),
+    [
+        ("true", 0.1, False, True),
+        ("true", 0.0, False, False),
+        ("true", 0.1, True, False),
+        ("false", 0.1, False, False),
+    ],
+)
+def test_a_reference_policy_that_sharding_would_spoil_is_refused(
+    spared, beta, use_peft, refused, monkeypatch
+):
+    config = GRPOConfig(use_cpu=True, bf16=False, beta=beta)
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", spared)
+    with (
+        pytest.raises(UserError, match="add --fsdp_cpu_ram_efficient_loading false")
+        if refused
+        else nullcontext()
+    ):
+        settle_devices(config, use_peft)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import time
@@ -19,9 +18,7 @@ from cot.utils.models import load_model
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.prompts import FENCE_CLOSE, FENCE_OPEN, MEMORY_NOTE, build_prompt
 from cot.utils.textbook import pick_chapters
-from rl.explanations import calculations
-from rl.lessons import CHAPTERS, Lesson
-from rl.supervised import IGNORED, make_batch
+from rl.lessons import CHAPTERS
 from rl.warm_start import build_parser, examine, load_arms, main
 
 pytestmark = pytest.mark.slow
@@ -120,25 +117,6 @@ def test_the_record_says_how_it_was_made_and_what_it_can_do(made):
         f"{arm}_temperature_{temperature}" for arm in ("own", "none", "shuffled") for temperature in (0, 1)
     }
     assert set(record["held_out"]["own_temperature_0"]) >= {"accuracy", "fidelity", "style", "copying"}
-
-
-def test_only_the_explanation_is_learned_and_its_end(made):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(made)
-    prompts = [tokenizer.encode("Question: 3+4?"), tokenizer.encode("Question: how much is 3+4?")]
-    steps, wishes = calculations("<<3+4=7>>"), {"style": "check_at_end"}
-    lessons = [Lesson(tuple(prompt), steps, wishes) for prompt in prompts]
-    ids, labels = make_batch(lessons, tokenizer, random.Random(0))
-    for row, prompt in enumerate(prompts):
-        assert ids[row][: len(prompt)].tolist() == prompt
-        learned = labels[row] != IGNORED
-        assert not learned[: len(prompt)].any()
-        text = tokenizer.decode(ids[row][learned])
-        assert text.endswith("#### 7<|im_end|>") and "\nCheck: 7-4=3.\n" in text
-        assert labels[row][learned].tolist() == ids[row][learned].tolist()
-        rest = ids[row][len(prompt) + int(learned.sum()) :]
-        assert (rest == tokenizer.pad_token_id).all()
 
 
 @pytest.mark.parametrize(

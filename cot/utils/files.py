@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 STAMP = "%Y%m%d_%H%M%S"
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # no tokenizer takes one
 
 
 def to_jsonable(value: object) -> object:

@@ -6,21 +6,19 @@ Every source yields the GSM8K fields: a question, and a worked solution that end
 import hashlib
 import json
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cot.utils.answers import GoldError, gold_answer
 from cot.utils.errors import UserError
-from cot.utils.files import parse_json, read_json_lines, read_text
+from cot.utils.files import LONE_SURROGATE, parse_json, read_json_lines, read_text
 from cot.utils.mathdial import PREFIX, Dialogue, load_dialogues
 from cot.utils.model_names import hub_answers
 from cot.utils.textbook import Exercise, generate_exercises, load_chapters
 
 GSM8K = "openai/gsm8k"
 ALL = "all"  # of --subset_size: no limit
-LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # no tokenizer takes one
 TEXTBOOK_EXERCISES = 20  # of each chapter
 TEXTBOOK_SEED = 0  # the textbook's questions are a fixed data set, whatever --seed says
 

@@ -16,12 +16,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from cot.utils.errors import UserError
 from cot.utils.fidelity import EXPLANATION_STYLES
+from cot.utils.files import LONE_SURROGATE
 
 END = "end"  # the moment after all that a log holds
 # ASCII only, so that no two ids look alike, and no separator, so that an id can name a file.
 STUDENT_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}Z")
-LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 STYLE_IN_WORDS = {
     "numbered_steps": "numbered steps, a line for each: 1., 2., 3.",
     "short_sentences": "short sentences of at most 12 words",

@@ -1,0 +1,46 @@
+"""What a test may know: the module it is named after, scripts, and what modules know of each other."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+from conftest import REPO_ROOT, read_strictly
+
+CODE = ("cot/*.py", "cot/utils/*.py", "rl/*.py", "evaluate_rl.py")
+
+
+def imports_of(code: str) -> set[tuple[str, str]]:
+    """Module and name of all that is imported of this project; of a whole module the name is empty."""
+    found = {
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+        if node.module.partition(".")[0] in ("cot", "rl", "evaluate_rl")
+    }
+    return {
+        (f"{module}.{name}", "") if module in ("cot", "cot.utils", "rl") else (module, name)
+        for module, name in found
+    }
+
+
+@pytest.fixture(scope="module")
+def shared() -> set[tuple[str, str]]:
+    """What a module or the notebook imports of a module."""
+    modules = [path.read_text() for pattern in CODE for path in REPO_ROOT.glob(pattern)]
+    cells = read_strictly(REPO_ROOT / "data" / "analysis.ipynb")["cells"]
+    notebook = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return set().union(*map(imports_of, modules + notebook))
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("test_*.py")), ids=lambda path: path.stem)
+def test_a_test_knows_no_inside_of_another_module(path, shared):
+    for module, name in imports_of(path.read_text()):
+        assert not name.startswith("_"), (module, name)
+        imported = importlib.import_module(module)
+        is_its_own = module.rpartition(".")[2] == path.stem.removeprefix("test_")
+        is_data = inspect.isclass(getattr(imported, name, None))  # what a function takes or gives
+        is_script = hasattr(imported, "main")
+        assert is_its_own or is_script or is_data or (module, name) in shared, (module, name)
