@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 STAMP = "%Y%m%d_%H%M%S"
+WRITTEN_AT_ONCE = 2**20  # bytes
 LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # no tokenizer takes one
 
 
@@ -62,7 +63,7 @@ def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
     with _named_in_errors(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with os.fdopen(handle, "wb", buffering=WRITTEN_AT_ONCE) as file:
                 file.writelines(chunks)
                 file.flush()
                 os.fsync(file.fileno())
@@ -86,9 +87,13 @@ def write_results(path: Path, document: dict) -> None:
     *_, last = document
     assert last == "results"
     head = dumps({key: value for key, value in document.items() if key != last}, indent=2)
-    lines = [result if isinstance(result, bytes) else encode_record(result) for result in document[last]]
-    start = f'{head.removesuffix("}").rstrip()},\n  "{last}": [\n    '
-    write_whole(path, [start.encode(), b",\n    ".join(lines), b"\n  ]\n}\n"])
+    start = f'{head.removesuffix("}").rstrip()},\n  "{last}": ['
+    comma = b"\n    "  # before the first
+    chunks = [start.encode()]
+    for result in document[last]:
+        chunks += [comma, result if isinstance(result, bytes) else encode_record(result)]
+        comma = b",\n    "
+    write_whole(path, [*chunks, b"\n  ]\n}\n"])
 
 
 def encode_record(record: dict) -> bytes:
