@@ -4,17 +4,22 @@ a  one answer at a time: `generate`, then a second forward pass for the perplexi
 b  `generate` on a padded batch for each temperature, then one forward pass a batch for the perplexities
 c  the project's engine in float32
 d  the project's engine in bfloat16, where the processor is not slow at it
-e  the project's engine in float32 under `--batch_invariant`, whose mode of MKL the other ways then have, too
+e  vLLM by itself, in float32, where it is installed (cot/README.md says how)
+f  the project's engine of vLLM on the same weights
 g  llama.cpp on the same GGUF file, as many answers at once, without perplexities (`pip install xllamacpp`)
+h  the project's engine in float32 under `--batch_invariant`, whose mode of MKL the other ways then have, too;
+   the places of answers that have ended go to others
 
 The prompts are those of `cot/run_baseline_faiss.py`: each question with the nearest student's memory. With
 `forced` lengths no way stops at an end token, so each generates `--max_new_tokens` tokens an answer: the same
 work. With `natural` lengths texts end where they end, and sampled texts differ between the ways.
 
-For each way: seconds; tokens/s; the largest memory of the process (of the GPU with CUDA); the share of time
-outside the model's forward pass; GFLOP/s, counting 2 a parameter for each prompt token once and for each new
-token, attention left out. The last can be compared with what a product of two matrices reaches here, which
-stands in the first line. Writes JSON: `setting`, `matrix_gflops`, `runs`, `skipped`, `greedy_equal`.
+For each way: seconds; tokens/s; GFLOP/s, counting 2 a parameter for each prompt token once and for each new
+token, attention left out, to be compared with what a product of two matrices reaches here, which stands in
+the first line. Where this process decodes also its largest memory (that of the GPU with CUDA), the share of
+time outside the model's forward pass, how many answers a decoding step works on, and the share of that work
+that is of use, as none is for an answer that has ended. Writes JSON: `setting`, `matrix_gflops`, `runs`,
+`skipped`, `greedy_equal`.
 
     python tests/bench_engine.py --num_questions 1 --max_new_tokens 4 --ways a c --json /tmp/bench.json
     python tests/bench_engine.py --json bench.json
@@ -25,11 +30,12 @@ import copy
 import json
 import math
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,9 +49,13 @@ WAYS = {
     "b": "batch per temperature",
     "c": "engine, float32",
     "d": "engine, bfloat16",
-    "e": "engine, batch invariant",
+    "e": "vLLM",
+    "f": "engine of vLLM",
     "g": "llama.cpp",
+    "h": "engine, batch invariant",
 }
+ELSEWHERE = ("e", "f", "g")  # not decoded by this process's model
+COLUMNS = {"wall s": 8, "tokens/s": 10, "GiB": 6, "outside": 9, "rows": 7, "useful": 8, "GFLOP/s": 9}
 SIZE = 1024  # of the matrices whose product is timed
 
 
@@ -74,10 +84,11 @@ class Answer:
 
 
 class Meter:
-    """What a way costs while this context is open: `wall_s`, `model_s`, `peak_gib`."""
+    """What a way costs while this is open: `wall_s`, `model_s`, `peak_gib`, `steps` and their `rows`."""
 
     def __init__(self, model) -> None:
         self.model, self.model_s, self.peak_gib = model, 0.0, 0.0
+        self.steps = self.rows = 0
         self._done = threading.Event()
 
     def __enter__(self) -> "Meter":
@@ -86,7 +97,7 @@ class Meter:
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self._hooks = [
-            self.model.register_forward_pre_hook(self._enter_model),
+            self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True),
             self.model.register_forward_hook(self._leave_model),
         ]
         self._watcher = threading.Thread(target=self._watch_memory)
@@ -108,7 +119,10 @@ class Meter:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def _enter_model(self, *_args) -> None:
+    def _enter_model(self, _model, args, kwargs) -> None:
+        rows, tokens = (args[0] if args else kwargs["input_ids"]).shape
+        if tokens == 1:
+            self.steps, self.rows = self.steps + 1, self.rows + rows
         self._entered = self._now()
 
     def _leave_model(self, *_args) -> None:
@@ -161,23 +175,88 @@ def up_to_end(ids: list[int], ends: set[int]) -> list[int]:
 
 
 def run_engine(model, tokenizer, work: Work, batch_invariant: bool = False) -> list[Answer]:
-    """Ways c, d and e."""
-    from cot.utils.completions import Request
+    """Ways c, d and h."""
     from cot.utils.engine import TransformersEngine
 
-    requests = [Request(tuple(ids), heat, f"0|{place}|{heat}") for heat, place, ids in work.cells()]
     model.set_attn_implementation("sdpa")  # of an earlier way it may be another
     engine = TransformersEngine(
         model, tokenizer, work.max_new_tokens, work.batch_size, batch_invariant=batch_invariant
     )
-    if work.forced:
-        engine.end_ids = set()
+    return ask_engine(engine, engine.end_ids, work)
+
+
+def ask_engine(engine, ends, work: Work) -> list[Answer]:
+    """The answers of one of the project's engines, which this may keep from ending."""
+    from cot.utils.completions import Request
+
+    requests = [Request(tuple(ids), heat, f"0|{place}|{heat}") for heat, place, ids in work.cells()]
+    engine.end_ids = set() if work.forced else ends
     done = dict(pair for batch in engine.generate(requests) for pair in batch)
     completions = [done[place] for place in range(len(requests))]
     return [
         Answer(each.text, len(each.token_ids), math.exp(-sum(each.logprobs) / len(each.logprobs)))
         for each in completions
     ]
+
+
+def start_vllm(folder: Path, model, tokenizer, work: Work) -> dict[str, Callable[[Work], list[Answer]]]:
+    """Ways e and f, each with a vLLM of its own, on weights that are saved in a folder.
+
+    Raises:
+        ImportError: vLLM is not installed.
+    """
+    import vllm
+
+    from cot.utils.model_names import resolve_model
+    from cot.utils.models import end_token_ids
+    from cot.utils.vllm_engine import CPU_CACHE_BYTES, VllmEngine
+
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    room = max(map(len, work.prompts)) + work.max_new_tokens
+    source, device, ends = resolve_model(str(folder)), model.device.type, end_token_ids(model, tokenizer)
+    engine = VllmEngine(
+        source, tokenizer, device, "float32", work.max_new_tokens, work.batch_size, max_model_len=room
+    )
+    on_cpu = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES} if device == "cpu" else {}
+    llm = vllm.LLM(
+        model=str(folder),
+        dtype="float32",
+        max_num_seqs=work.batch_size,
+        max_model_len=room,
+        generation_config="vllm",
+        **on_cpu,
+    )
+    ways = {"e": partial(run_vllm, llm, sorted(ends)), "f": partial(ask_engine, engine, ends)}
+    for way in ways.values():  # its first steps compile what the others use
+        way(replace(work, prompts=work.prompts[:1]))
+    return ways
+
+
+def run_vllm(llm, ends: list[int], work: Work) -> list[Answer]:
+    """Way e."""
+    from vllm import SamplingParams
+    from vllm.inputs import tokens_input
+
+    asked = [
+        SamplingParams(
+            temperature=heat,
+            seed=place,
+            max_tokens=work.max_new_tokens,
+            ignore_eos=work.forced,
+            stop_token_ids=[] if work.forced else ends,
+            logprobs=0,
+        )
+        for heat, place, _ in work.cells()
+    ]
+    outputs = llm.generate([tokens_input(ids) for _, _, ids in work.cells()], asked, use_tqdm=False)
+    answers = []
+    for output in outputs:
+        (text,) = output.outputs
+        logprobs = [each[token].logprob for token, each in zip(text.token_ids, text.logprobs, strict=True)]
+        perplexity = math.exp(-sum(logprobs) / len(logprobs))
+        answers.append(Answer(text.text, len(text.token_ids), perplexity))
+    return answers
 
 
 def start_llama_cpp(path: Path, work: Work, threads: int):
@@ -242,9 +321,13 @@ def time_matrix_product(dtype: str, device) -> float:
 
 
 def prepare_ways(
-    args, source, model, tokenizer, work: Work, speeds: dict[str, float]
+    args, source, model, tokenizer, work: Work, speeds: dict[str, float], folder: Path
 ) -> tuple[dict[str, tuple], dict[str, str]]:
-    """By way its model and a function of the work; and why the others that were asked for are skipped."""
+    """By way its model and a function of the work; and why the others that were asked for are skipped.
+
+    Args:
+        folder: for weights that another engine is to read.
+    """
     import torch
 
     from cot.utils.model_names import BUNDLED, resolve_model
@@ -253,7 +336,7 @@ def prepare_ways(
         "a": (model, partial(run_generate, model, tokenizer, rows_at_once=1)),
         "b": (model, partial(run_generate, model, tokenizer, rows_at_once=work.batch_size)),
         "c": (model, partial(run_engine, model, tokenizer)),
-        "e": (model, partial(run_engine, model, tokenizer, batch_invariant=True)),
+        "h": (model, partial(run_engine, model, tokenizer, batch_invariant=True)),
     }
     skipped = {}
     if "d" in args.ways:
@@ -262,6 +345,12 @@ def prepare_ways(
         else:
             half = copy.deepcopy(model).to(torch.bfloat16)
             ways["d"] = (half, partial(run_engine, half, tokenizer))
+    if {"e", "f"} & set(args.ways):
+        try:
+            started = start_vllm(folder, model, tokenizer, work)
+            ways |= {way: (model, function) for way, function in started.items()}
+        except ImportError:
+            skipped |= dict.fromkeys({"e", "f"} & set(args.ways), "vLLM is not installed")
     if "g" in args.ways:
         path = resolve_model(BUNDLED).path if source.kind == "bundled" else source.path
         if path is None or path.suffix != ".gguf":
@@ -275,7 +364,7 @@ def prepare_ways(
     return {way: ways[way] for way in args.ways if way in ways}, skipped
 
 
-def measure(way: Callable[[Work], list[Answer]], model, work: Work, is_torch: bool) -> dict:
+def measure(way: Callable[[Work], list[Answer]], model, work: Work, is_here: bool) -> dict:
     """Runs a way once; its figures and answers."""
     with Meter(model) as meter:
         answers = way(work)
@@ -285,11 +374,25 @@ def measure(way: Callable[[Work], list[Answer]], model, work: Work, is_torch: bo
         "wall_s": meter.wall_s,
         "tokens": tokens,
         "tokens_per_s": tokens / meter.wall_s,
-        "peak_gib": meter.peak_gib,
-        "outside_model": 1 - meter.model_s / meter.wall_s if is_torch else None,
+        "peak_gib": meter.peak_gib if is_here else None,
+        "outside_model": 1 - meter.model_s / meter.wall_s if is_here else None,
+        "rows_per_step": meter.rows / meter.steps if meter.steps else None,
+        "useful_share": (tokens - len(answers)) / meter.rows if meter.steps else None,
         "gflops": flops / meter.wall_s / 1e9,
         "answers": [vars(answer) for answer in answers],
     }
+
+
+def cells(figures: dict) -> list[str]:
+    """A way's row of the table, as wide as `COLUMNS`."""
+    shown = [f"{figures[name]:.1f}" for name in ("wall_s", "tokens_per_s")]
+    if figures["rows_per_step"] is None:
+        shown += [""] * 4
+    else:
+        shown += [f"{figures['peak_gib']:.1f}", f"{figures['outside_model']:.1%}"]
+        shown += [f"{figures['rows_per_step']:.1f}", f"{figures['useful_share']:.1%}"]
+    shown.append(f"{figures['gflops']:.1f}")
+    return [f"{cell:>{width}}" for cell, width in zip(shown, COLUMNS.values(), strict=True)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -323,7 +426,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    if "e" in args.ways:
+    if "h" in args.ways:
         ask_for_equal_sums()
     torch.manual_seed(0)
     source = resolve_model(args.model_name)
@@ -332,7 +435,8 @@ def main(argv: list[str] | None = None) -> int:
     work = Work(prompts, args.temperatures, args.max_new_tokens, args.batch_size, forced=True)
     formats = ["float32", "bfloat16"] if "d" in args.ways else ["float32"]
     speeds = {dtype: time_matrix_product(dtype, model.device) for dtype in formats}
-    ways, skipped = prepare_ways(args, source, model, tokenizer, work, speeds)
+    folder = tempfile.TemporaryDirectory(prefix="bench_engine_")
+    ways, skipped = prepare_ways(args, source, model, tokenizer, work, speeds, Path(folder.name))
 
     lengths, threads = [len(prompt) for prompt in prompts], torch.get_num_threads()
     said = ", ".join(f"{dtype} {speed:.1f} GFLOP/s" for dtype, speed in speeds.items())
@@ -343,20 +447,15 @@ def main(argv: list[str] | None = None) -> int:
     runs, equal = [], {}
     for kind in args.lengths:
         work = Work(prompts, args.temperatures, args.max_new_tokens, args.batch_size, kind == "forced")
-        print(f"\n{kind + ' lengths':<26}{'wall s':>8}{'tokens/s':>10}{'GiB':>6}{'outside':>9}{'GFLOP/s':>9}")
+        print(f"\n{kind + ' lengths':<26}" + "".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
         greedy = {}
         for way, (used, function) in ways.items():
-            figures = measure(function, used, work, is_torch=way != "g")
+            figures = measure(function, used, work, is_here=way not in ELSEWHERE)
             runs.append({"way": way, "name": WAYS[way], "lengths": kind, **figures})
-            share = "" if figures["outside_model"] is None else f"{figures['outside_model']:.1%}"
-            print(
-                f"{way}  {WAYS[way]:<23}{figures['wall_s']:>8.1f}{figures['tokens_per_s']:>10.1f}"
-                f"{figures['peak_gib']:>6.1f}{share:>9}{figures['gflops']:>9.1f}",
-                flush=True,
-            )
+            print(f"{way}  {WAYS[way]:<23}" + "".join(cells(figures)), flush=True)
             texts = [answer["text"] for answer in figures["answers"]]
             greedy[way] = [text for (heat, *_), text in zip(work.cells(), texts, strict=True) if heat == 0]
-        for way in sorted({"a", "b"} & set(greedy)) if "c" in greedy else ():
+        for way in sorted({"a", "b", "e", "f", "h"} & set(greedy)) if "c" in greedy else ():
             same = sum(x == y for x, y in zip(greedy[way], greedy["c"], strict=True))
             equal[f"{kind}: {way} and c"] = f"{same} of {len(greedy['c'])}"
     for pair, count in equal.items():

@@ -65,7 +65,7 @@ def test_a_sliding_window_sees_what_it_saw(tiny_qwen2, exact):
 def test_heads_that_see_differently_keep_their_own_attention(tiny_llama):
     from transformers import DogeConfig, DogeForCausalLM
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "keep_window_size": 8}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4}
     torch.manual_seed(0)
     model = DogeForCausalLM(

@@ -23,8 +23,9 @@ def make_requests(tokenizer, temperatures=(0.0, 0.6, 1.0), repeats=1):
     ]
 
 
-def run(model, tokenizer, requests, batch_size=None, max_new_tokens=24) -> list[Completion]:
+def run(model, tokenizer, requests, batch_size=None, max_new_tokens=24, refills=False) -> list[Completion]:
     engine = TransformersEngine(model, tokenizer, max_new_tokens, batch_size)
+    engine.refills = refills
     pairs = [pair for batch in engine.generate(requests) for pair in batch]
     assert sorted(index for index, _ in pairs) == list(range(len(requests)))
     return [completion for _, completion in sorted(pairs, key=lambda pair: pair[0])]
@@ -146,6 +147,34 @@ def test_texts_depend_on_no_batch_size_order_or_earlier_part_of_the_run(tiny_lla
     assert [completion.token_ids for completion in resumed] == expected[7:]
 
 
+def test_rows_that_have_ended_make_room_for_others_at_once(tiny_llama):
+    model, tokenizer = tiny_llama
+    model = with_ends(model, EARLY_ENDS)
+    requests = make_requests(tokenizer, temperatures=(0.6, 1.0), repeats=6)  # 48 rows
+    expected = [completion.token_ids for completion in run(model, tokenizer, requests, batch_size=8)]
+    widths = []
+    for refills in (False, True):
+        completions, shapes = count_forwards(model, requests, tokenizer, batch_size=8, refills=refills)
+        assert [completion.token_ids for completion in completions] == expected
+        widths.append([rows for rows, tokens in shapes if tokens == 1])
+    assert max(widths[1]) == 8 and len(widths[1]) < 0.7 * len(widths[0])
+
+    engine = TransformersEngine(model, tokenizer, 24, batch_size=8)
+    engine.refills = True
+    heard = []
+    for ended in engine.generate(requests, watch=lambda tokens, rows: heard.append(tokens)):
+        heard.append([len(completion.token_ids) for _, completion in ended])
+    given = [lengths for lengths in heard if isinstance(lengths, list)]
+    assert len(given) > 48 / 8 and sum(map(len, given)) == 48  # as they end, not batch by batch
+
+
+def test_a_model_whose_caches_cannot_be_joined_is_decoded_batch_by_batch(tiny_qwen2):
+    model = with_ends(slide(tiny_qwen2[0], window=4), EARLY_ENDS)
+    requests = make_requests(tiny_qwen2[1], repeats=2)
+    alone = count_forwards(model, requests, tiny_qwen2[1], batch_size=6)
+    assert count_forwards(model, requests, tiny_qwen2[1], batch_size=6, refills=True) == alone
+
+
 def test_another_seed_key_gives_another_text_except_at_temperature_0(tiny_llama):
     model, tokenizer = tiny_llama
     prompt = tuple(tokenizer(PROMPTS[0])["input_ids"])
@@ -234,6 +263,20 @@ def limit(model, rows, tokens=10_000) -> ShortLlama:
     limited.load_state_dict(model.state_dict())
     limited.rows_that_fit, limited.tokens_that_fit = rows, tokens
     return limited
+
+
+def test_out_of_memory_among_rows_that_come_and_leave_loses_none(tiny_llama):
+    model, tokenizer = tiny_llama
+    requests = make_requests(tokenizer, repeats=3)
+    expected = run(with_ends(model, EARLY_ENDS), tokenizer, requests)
+    longest = max(len(asked.prompt_ids) for asked in requests)
+    limited = with_ends(limit(model, rows=99, tokens=longest - 1), EARLY_ENDS)
+    got = run(limited, tokenizer, requests, batch_size=8, refills=True)
+    long = [len(asked.prompt_ids) == longest for asked in requests]
+    assert [completion.error is not None for completion in got] == long
+    assert [c.token_ids for c in got if not c.error] == [
+        c.token_ids for c, is_long in zip(expected, long, strict=True) if not is_long
+    ]
 
 
 def test_out_of_memory_halves_the_batch_and_keeps_the_smaller_size(tiny_llama):

@@ -164,7 +164,7 @@ def test_a_checkpoints_own_settings_are_ignored_where_the_flags_ask_for_others()
 
 def test_counted_noise_is_uniform_and_independent_over_tokens_steps_and_rows():
     seeds = torch.tensor([1, 2, 2**62 + 7])
-    steps = [counted_noise(seeds, step, 50_000) for step in (1, 2, 4096)]
+    steps = [counted_noise(seeds, torch.full((3,), step), 50_000) for step in (0, 1, 4096)]
     for noise in steps:
         assert noise.dtype == torch.float32 and noise.min() > 0 and noise.max() < 1
         assert all(kstest(row.numpy(), "uniform").pvalue > 0.001 for row in noise)
@@ -176,6 +176,7 @@ def test_counted_noise_is_uniform_and_independent_over_tokens_steps_and_rows():
 
 
 def test_counted_noise_of_a_row_depends_on_no_other_row():
-    alone, among = counted_noise(torch.tensor([9]), 3, 100), counted_noise(torch.tensor([4, 9, 5]), 3, 100)
+    seeds, steps = torch.tensor([4, 9, 5]), torch.tensor([8, 3, 0])
+    alone, among = counted_noise(seeds[1:2], steps[1:2], 100), counted_noise(seeds, steps, 100)
     assert torch.equal(alone[0], among[1])
-    assert torch.equal(counted_noise(torch.tensor([9]), 3, 60)[0], alone[0, :60])
+    assert torch.equal(counted_noise(seeds[1:2], steps[1:2], 60)[0], alone[0, :60])

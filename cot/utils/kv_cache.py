@@ -31,20 +31,31 @@ class RoomyLayer(DynamicLayer):
     """One layer's keys and values (B, H, T, D), views of tensors with room for more tokens.
 
     Args:
-        parts: filled by the prefill, a row a prompt, one part of the prompts after another.
-        index: the prompt of each row to decode, (B,).
+        parts: filled layers, one after another.
+        index: the row of them that each row goes on from, (B,).
         room: tokens that are going to be added.
+        lengths: how many of the last tokens of each part count; shorter ones are padded on the left.
     """
 
-    def __init__(self, parts: Sequence[DynamicLayer], index: torch.Tensor, room: int) -> None:
+    def __init__(
+        self, parts: Sequence[DynamicLayer], index: torch.Tensor, room: int, lengths: Sequence[int]
+    ) -> None:
         super().__init__()
-        keys, values = torch.cat([part.keys for part in parts]), torch.cat([part.values for part in parts])
+        keys, values = parts[0].keys, parts[0].values
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        shape = (len(index), keys.shape[1], keys.shape[2] + room)
+        shape = (len(index), keys.shape[1], max(lengths) + room)
         self._keys = keys.new_empty(*shape, keys.shape[3])
         self._values = values.new_empty(*shape, values.shape[3])
-        self._show(0)
-        self.update(keys[index], values[index])
+        self._show(max(lengths))
+
+        first = 0
+        for part, length in zip(parts, lengths, strict=True):
+            rows = ((first <= index) & (index < first + len(part.keys))).nonzero()[:, 0]
+            for target, source in ((self.keys, part.keys), (self.values, part.values)):
+                padding = target.shape[2] - length
+                target[rows, :, :padding] = 0  # what is masked must be finite all the same
+                target[rows, :, padding:] = source[index[rows] - first, :, source.shape[2] - length :]
+            first += len(part.keys)
 
     def _show(self, length: int) -> None:
         self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
@@ -66,23 +77,27 @@ class RoomyLayer(DynamicLayer):
 
 def only_grows(cache: DynamicCache) -> bool:
     """Whether its layers are plain growing ones: no sliding windows, no recurrent states."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return all(type(layer) in (DynamicLayer, RoomyLayer) for layer in cache.layers)
 
 
-def make_room(parts: Sequence[DynamicCache], index: torch.Tensor, room: int) -> DynamicCache:
-    """Turns prefilled caches into one for decoding: a row for each of `index` (B,), with room.
+def make_room(
+    parts: Sequence[DynamicCache], index: torch.Tensor, room: int, lengths: Sequence[int] | None = None
+) -> DynamicCache:
+    """Turns caches into one for decoding: a row for each of `index` (B,), with room.
 
     Args:
         parts: one after another; a single one where it does not `only_grows`, whose other layers are
             reordered in place.
-        index: the prompt of each row, counted over all parts.
+        index: the row of them that each row goes on from, counted over all parts.
         room: tokens that are going to be added.
+        lengths: how many of the last tokens of each part count; without, all of each.
     """
     cache = parts[0]
+    lengths = lengths or [part.get_seq_length() for part in parts]
     for place, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
+        if type(layer) in (DynamicLayer, RoomyLayer):
             same = [part.layers[place] for part in parts]
-            cache.layers[place] = RoomyLayer(same, index, room)  # type: ignore[arg-type]  # plain ones, too
+            cache.layers[place] = RoomyLayer(same, index, room, lengths)  # type: ignore[arg-type]
         else:
             layer.reorder_cache(index)  # type: ignore[arg-type]  # int64, as it asks for
     return cache

@@ -68,26 +68,27 @@ class Progress:
         )
         self._total, self._first, self._done = total, done, done
         self._max_new_tokens, self._note = max_new_tokens, ""
-        self._batch_start, self._batch_tokens = self._start, 0
+        self._batch_start, self._batch_tokens, self._batch_steps = self._start, 0, 0
 
     def step(self, tokens: int, rows: int) -> None:
         """Says now and then where the batch in flight stands.
 
         Args:
-            tokens: that a row of it has by now.
+            tokens: that the longest row of it has by now.
             rows: of it that go on.
         """
         now = time.monotonic()
         if tokens == 1:  # a rate takes two moments
-            self._batch_start, self._batch_tokens = now, 0
+            self._batch_start, self._batch_tokens, self._batch_steps = now, 0, 0
             return
         self._batch_tokens += rows
+        self._batch_steps += 1
         if self._silent or now - self._last_line < (STEP_EVERY_S if self._terminal else LINE_EVERY_S):
             return
         self._last_line = now
 
         elapsed_s = max(now - self._batch_start, 1e-9)
-        left_s = elapsed_s / (tokens - 1) * (self._max_new_tokens - tokens)
+        left_s = elapsed_s / self._batch_steps * (self._max_new_tokens - tokens)
         rate = self._batch_tokens / elapsed_s
         text = f"batch: token {tokens} of at most {self._max_new_tokens}, {rate:.0f} tokens/s,"
         text += f" at most {self._bar.format_interval(left_s)} left"

@@ -112,7 +112,7 @@ def add_loading_flags(add: Callable, of: str = "--model_name") -> None:
         "--batch_invariant",
         action="store_true",
         help="likelihoods to the last bit the same at any --batch_size and number of processes; texts are so"
-        " without it. On a CPU, and slower",
+        " without it. On a CPU. Answers that have ended then make room for others at once",
     )
 
 

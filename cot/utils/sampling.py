@@ -96,14 +96,14 @@ def forbid_tokens(
     return scores
 
 
-def counted_noise(seeds: "torch.Tensor", step: int, size: int) -> "torch.Tensor":
+def counted_noise(seeds: "torch.Tensor", steps: "torch.Tensor", size: int) -> "torch.Tensor":
     """Uniform numbers in (0, 1), (B, V) float32, where each is a function of its row's seed and its place.
 
     So a row's noise depends on no other row, and all rows' come from a few launches, however many there are.
 
     Args:
         seeds: (B,) int64.
-        step: of the text, from 1.
+        steps: tokens that each row has drawn before, (B,) int64.
         size: V.
 
     Source: the finalizer of MurmurHash3 (Appleby), twice, over the seed and then over step and token.
@@ -111,7 +111,7 @@ def counted_noise(seeds: "torch.Tensor", step: int, size: int) -> "torch.Tensor"
     import torch
 
     token = torch.arange(size, device=seeds.device)
-    mixed = _mix(_mix(seeds + step * _GOLDEN % 2**63)[:, None] + token)  # (B, V) int64, modulo 2 ** 64
+    mixed = _mix(_mix(seeds + steps * _GOLDEN)[:, None] + token)  # (B, V) int64, modulo 2 ** 64
     return ((mixed >> 41) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)  # 23 bits: no 0 and no 1
 
 
