@@ -17,10 +17,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: two busy processes on two cores
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -183,6 +185,7 @@ def fork_here(main, *flags, said: Path | None = None, before=lambda: None) -> in
     try:
         with Path(said or os.devnull).open("w", buffering=1) as file:
             sys.stdout = sys.stderr = file
+            tqdm.set_lock(threading.RLock())  # the parent's would stay taken if this process is killed
             sys.argv = [sys.modules[main.__module__].__file__, *map(str, flags)]
             for signum in SIGNALS:
                 signal.signal(signum, signal.SIG_DFL)

@@ -5,7 +5,7 @@ import re
 import warnings
 from pathlib import Path
 
-from conftest import make_tokenizer
+from conftest import CHATML, IM, make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,9 +13,10 @@ from cot.utils.errors import UserError
 from cot.utils.journal import open_journal
 from cot.utils.mastery import consolidate
 from cot.utils.paths import PROFILES_DIR
+from cot.utils.questions import load_questions
 from cot.utils.student_files import MemoryLog, load_profiles
 from cot.utils.students import render_profile
-from cot.utils.templates import encode_data
+from cot.utils.templates import encode_data, encode_parts, join_parts, read_format
 
 TOKENIZER = make_tokenizer()
 PIECES = [b"null", b"1e999", b"NaN", b"[", b"}", b'"', b"\\ud800", b"\xff", b"\n", b"\0", b"9" * 5000, b"%}"]
@@ -124,3 +125,45 @@ def test_a_spoiled_journal_gives_batches_as_they_were_written_or_is_refused(tmp_
         assert all(batch in [*batches, found.header] for batch in found.batches)
     for path in tmp_path.iterdir():
         path.unlink()
+
+
+@fuzz
+@given(FAULTS, st.booleans())
+def test_a_spoiled_data_set_gives_the_questions_of_its_lines_or_is_refused(tmp_path, faults, as_list):
+    rows = [
+        {"question": f"Ann has {n} pens. And é?", "answer": f"{n}+0=<<{n}+0={n}>>{n}\n#### {n}"}
+        for n in (3, 5)
+    ]
+    whole = json.dumps(rows) if as_list else "".join(f"{json.dumps(row)}\n" for row in rows)
+    path = tmp_path / f"asked.{'json' if as_list else 'jsonl'}"
+    found = read_spoiled(path, whole.encode(), faults, lambda: load_questions(str(path)))
+    if found is not None:
+        written = path.read_bytes().decode("utf-8-sig")
+        lines = [written] if as_list else [line for line in written.split("\n") if line.strip()]
+        values = json.loads(written) if as_list else list(map(json.loads, lines))
+        asked = [(value["question"], value["answer"]) for value in values]
+        assert len(found.questions) + len(found.excluded) == len(asked)
+        assert all((each.question, each.gold_solution) in asked for each in found.questions)
+        encode_data(TOKENIZER, "\n".join(each.question for each in found.questions))
+
+
+@fuzz
+@given(FAULTS)
+def test_a_spoiled_chat_template_gives_its_own_prompt_or_is_refused(faults):
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": IM})
+    tokenizer.chat_template = spoil(CHATML.encode(), faults).decode("utf-8", "replace")
+    question = "What is ½ + é, 3 * 4? <|im_end|>"
+    try:
+        found = read_format(tokenizer)
+        parts = found.write([(question, True)])
+        ids = encode_parts(tokenizer, parts)
+    except UserError as error:
+        assert "\n" not in str(error) and "--model_name" in str(error)
+        return
+    if found.is_chat:
+        turns = [{"role": "user", "content": question}]
+        own = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert join_parts(parts)[0] == own
+        ends = ids.count(tokenizer.convert_tokens_to_ids(IM[1]))
+        assert ends == own.count(IM[1]) - own.count(question)  # that of the question is text

@@ -30,6 +30,7 @@ from test_docs import blocks, needs_jq, read, run_lines, undocumented
 
 from cot import run_baseline_cot, run_baseline_faiss
 from cot.utils.fidelity import EXPLANATION_STYLES
+from cot.utils.files import encode_record
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import question_of
 from cot.utils.results import environment
@@ -290,10 +291,18 @@ def test_a_fault_while_figures_are_drawn_costs_no_answer(tiny_long, tmp_path, mo
         save(figure, *args, **kwargs)
         signal.raise_signal(signal.SIGTERM)
 
+    encoded = []
+
+    def count_and_encode(record):
+        encoded.append(record)
+        return encode_record(record)
+
     with monkeypatch.context() as ending:
         ending.setattr(Figure, "savefig", save_and_ask_to_end)
+        ending.setattr("cot.utils.files.encode_record", count_and_encode)
         code, stdout, _ = run_here(run_baseline_cot.main, *flags)
     assert code == 143 and "0 of 2 rows left" in stdout
+    assert len(encoded) == 2  # as it finished: a signal has no time for it, and leaves what was there before
     assert read_strictly(only(folder, "summary_*.json"))["status"] == "cancelled"
     assert len(list((folder / "figures").iterdir())) == 1
 
