@@ -260,7 +260,7 @@ def test_sigterm_saves_a_checkpoint_and_no_model(flags, tmp_path):
 def test_not_a_number_stops_the_run_before_it_reaches_the_weights(flags, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from rl.trainer import MemoryTrainer
+    from rl.rollouts import MemoryTrainer
 
     loss = MemoryTrainer.compute_loss
     broken = float("nan")
@@ -279,7 +279,7 @@ def test_not_a_number_stops_the_run_before_it_reaches_the_weights(flags, tmp_pat
 def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch):
     import torch
 
-    from rl.trainer import MemoryTrainer
+    from rl.rollouts import MemoryTrainer
 
     def full(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
