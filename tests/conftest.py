@@ -343,20 +343,22 @@ def make_responses(*students: str, skills: tuple[str, ...] = ("a",)):
 
 def write_logs(folder: Path, responses, prefix: str = "S") -> None:
     """Responses as logs of students S000, S001, …, an answer a minute."""
-    (folder / "memory").mkdir(parents=True, exist_ok=True)
+    from cot.utils.student_files import MemoryLog
+    from cot.utils.students import Interaction
+
     answers = zip(responses.student, responses.skill, responses.correct, strict=True)
-    for place, (number, skill, correct) in enumerate(answers):
-        student = f"{prefix}{number:03}"
-        line = {
-            "student_id": student,
-            "time": f"2026-01-01T{place // 60:02}:{place % 60:02}:00Z",
-            "chapter": None,
-            "skill": responses.skills[skill],
-            "question": None,
-            "correct": bool(correct),
-        }
-        with (folder / "memory" / f"{student}.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    items = [
+        Interaction(
+            student_id=f"{prefix}{student:03}",
+            time=f"2026-01-01T{place // 60:02}:{place % 60:02}:00Z",
+            chapter=None,
+            skill=responses.skills[skill],
+            question=None,
+            correct=bool(correct),
+        )
+        for place, (student, skill, correct) in enumerate(answers)
+    ]
+    MemoryLog(folder / "memory").append(items)
 
 
 def make_completion(text: str, logprobs=(-0.1,), error: dict | None = None):

@@ -1,7 +1,6 @@
 """Spoiled files: whatever is flipped, cut, doubled or moved, they are read rightly or refused in one line."""
 
 import json
-import re
 import warnings
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cot.utils.errors import UserError
+from cot.utils.files import LONE_SURROGATE
 from cot.utils.journal import open_journal
 from cot.utils.mastery import consolidate
 from cot.utils.paths import PROFILES_DIR
@@ -97,9 +97,7 @@ def noted(line: str | dict) -> dict | None:
     except ValueError:
         return None
     texts = {
-        key: re.sub(r"[\ud800-\udfff]", "\ufffd", value)
-        for key, value in content.items()
-        if isinstance(value, str)
+        key: LONE_SURROGATE.sub("\ufffd", value) for key, value in content.items() if isinstance(value, str)
     }
     return {key: value for key, value in (content | texts).items() if value is not None}
 
@@ -139,7 +137,7 @@ def test_a_spoiled_data_set_gives_the_questions_of_its_lines_or_is_refused(tmp_p
     found = read_spoiled(path, whole.encode(), faults, lambda: load_questions(str(path)))
     if found is not None:
         written = path.read_bytes().decode("utf-8-sig")
-        lines = [written] if as_list else [line for line in written.split("\n") if line.strip()]
+        lines = [line for line in written.split("\n") if line.strip()]
         values = json.loads(written) if as_list else list(map(json.loads, lines))
         asked = [(value["question"], value["answer"]) for value in values]
         assert len(found.questions) + len(found.excluded) == len(asked)

@@ -288,7 +288,7 @@ class TransformersEngine:
         length = max(len(prompt) for prompt in prompts)
         device = self.model.device
         padding = [length - len(prompt) for prompt in prompts]
-        padded = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+        padded = [[0] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)]
         ids = torch.tensor(padded, device=device)  # (P, T)
         mask = torch.arange(length, device=device) >= torch.tensor(padding, device=device)[:, None]
         mask = mask.long()  # (P, T)

@@ -93,11 +93,11 @@ def make_room(
         lengths: how many of the last tokens of each part count; without, all of each.
     """
     cache = parts[0]
-    lengths = lengths or [part.get_seq_length() for part in parts]
     for place, layer in enumerate(cache.layers):
         if type(layer) in (DynamicLayer, RoomyLayer):
             same = [part.layers[place] for part in parts]
-            cache.layers[place] = RoomyLayer(same, index, room, lengths)  # type: ignore[arg-type]
+            counted = lengths or [layer.keys.shape[2] for layer in same]  # type: ignore[union-attr]
+            cache.layers[place] = RoomyLayer(same, index, room, counted)  # type: ignore[arg-type]
         else:
             layer.reorder_cache(index)  # type: ignore[arg-type]  # int64, as it asks for
     return cache
