@@ -81,6 +81,11 @@ def test_an_offset_counts_usable_questions_so_that_parts_share_none(jsonl):
         ("a.jsonl", '{"question": "a", "answer": 3}', "line 1: answer: expected a non-empty string, got int"),
         ("a.jsonl", '{"question": " ", "answer": "#### 1"}\n', "line 1: question: expected a non-empty"),
         ("a.jsonl", '{"question": "a", "answer": "#### 1"}\n{oops\n', "line 2: not JSON"),
+        (
+            "a.jsonl",
+            r'{"question": "\ud800", "answer": "#### 1"}',
+            "line 1: question: holds half of a character",
+        ),
         ("a.jsonl", "\n\n[1]\n", "line 3: expected an object, got list"),
         ("a.json", "{}", "expected a list of objects, got dict"),
         ("a.json", "[" + "1" * 5000 + "]", "not JSON: Exceeds the limit"),
