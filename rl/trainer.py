@@ -3,7 +3,8 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,22 @@ def largest(value: int, device: torch.device | str) -> int:
     return int(shared)
 
 
+def place() -> tuple[int, int]:
+    """This process's number in the run, and how many there are."""
+    distributed = torch.distributed
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def gather(values: list) -> list:
+    """Those of all processes, in their order; every process asks at the same point."""
+    _, count = place()
+    if count == 1:
+        return values
+    parts: list = [None] * count
+    torch.distributed.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
+
+
 def asked_to_end(device: torch.device | str) -> bool:
     """Whether a signal asked any process of the run to end; from then on it counts as everyone's."""
     signum = largest(signal_received(), device)
@@ -77,6 +94,35 @@ def weights_are_sharded() -> bool:
     return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
 
 
+def fsdp_2_is_used() -> bool:
+    """Whether the launcher chose FSDP 2."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2"
+
+
+def model_can_answer() -> bool:
+    """Whether a pass of the bare model computes with whole weights: under FSDP 1 and DeepSpeed none does."""
+    return fsdp_2_is_used() or not weights_are_sharded()
+
+
+@contextmanager
+def in_step(model) -> Iterator[None]:
+    """Lets each process ask spread weights something of its own.
+
+    A forward pass takes all processes, as each holds a part of every layer. One that has no more to ask goes
+    on computing with the others until they are done.
+    """
+    device = model.device
+    join = model.register_forward_pre_hook(lambda *_: largest(1, device) and None, prepend=True)
+    try:
+        yield
+    finally:
+        join.remove()
+        anything = torch.zeros(1, 1, dtype=torch.long, device=device)
+        with torch.no_grad():
+            while largest(0, device):
+                model(input_ids=anything)
+
+
 def settle_devices(config: GRPOConfig, use_peft: bool) -> None:
     """Without a launcher one GPU is used; with FSDP 2 the reference policy has to be right in every process.
 
@@ -86,8 +132,7 @@ def settle_devices(config: GRPOConfig, use_peft: bool) -> None:
     if line := use_one_gpu(config):
         print(line, flush=True)
     spared = parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
-    fsdp_2 = parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2"
-    if fsdp_2 and spared and config.beta and not use_peft:
+    if fsdp_2_is_used() and spared and config.beta and not use_peft:
         remedy = "add --fsdp_cpu_ram_efficient_loading false to accelerate launch, or use --beta 0"
         raise UserError(f"FSDP 2 spoils the reference policy that --beta {config.beta:g} needs: {remedy}")
 
@@ -213,6 +258,8 @@ def make_evaluator(
 ) -> Callable[[torch.nn.Module], dict]:
     """A function that lets a policy answer a fixed set of moments and gives the answers' means.
 
+    The processes of a run share the moments, and all call it at the same point; the first gets the means.
+
     accuracy; fidelity; style, the explanation style alone; support_fit; copying; names_student, all in
     [0, 1]; and output_tokens. With `base_file` also breakage: the share of what the first policy had right
     and this one has wrong, None where nothing was right. An answer that failed counts as wrong in everything.
@@ -244,10 +291,15 @@ def make_evaluator(
     def evaluate(model) -> dict:
         was_training = model.training
         model.eval()
-        records = answer_now(
-            TransformersEngine(model, tokenizer, max_new_tokens), rows, prompts, arms.truths, seed
-        )
+        rank, count = place()
+        own = slice(len(rows) * rank // count, len(rows) * (rank + 1) // count)
+        engine = TransformersEngine(model, tokenizer, max_new_tokens)
+        with in_step(model) if weights_are_sharded() else nullcontext():
+            answers = answer_now(engine, rows[own], prompts[own], arms.truths, seed)
+        records = gather(answers)
         model.train(was_training)
+        if rank:
+            return {}
 
         columns = {
             "accuracy": "correct",
@@ -294,7 +346,7 @@ class Recorder(TrainerCallback):
     Args:
         metrics: the file, appended to by the main process.
         alarms: what is told every step's metrics, those of an earlier attempt included.
-        evaluate: from the model to its held-out scores, flat; None where the model is spread over devices.
+        evaluate: from the model to its held-out scores, flat; None where it cannot answer.
         eval_every: steps between two evaluations.
         save_minutes: time between two checkpoints, beside those by steps.
     """
@@ -394,8 +446,10 @@ class Recorder(TrainerCallback):
             print(f"warning: {warning}", flush=True)
 
     def _log_evaluation(self, state, model) -> None:
-        if self._evaluate is not None and state.is_world_process_zero:
-            scores = {f"eval/{name}": value for name, value in self._evaluate(model).items()}
+        if self._evaluate is None:
+            return
+        scores = {f"eval/{name}": value for name, value in self._evaluate(model).items()}
+        if state.is_world_process_zero:
             self._write(state, {"step": state.global_step, **scores})
             shown = ", ".join(f"{name} {value}" for name, value in scores.items())
             print(f"step {state.global_step}: {shown}", flush=True)

@@ -319,8 +319,9 @@ def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finishe
     processes = start_two(*flags(output_dir=tmp_path, **MIXED), said=said)
     assert [wait_for_exit(process) for process in processes] == [0, 0], said[0].read_text()[-3000:]
     assert prompts_seen(tmp_path) == prompts_seen(finished)  # both processes' groups, in order
-    one, two = ([line["step"] for line in read_lines(run / "metrics.jsonl")] for run in (finished, tmp_path))
-    assert one == two
+    one, two = (read_lines(run / "metrics.jsonl") for run in (finished, tmp_path))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    assert one[0] == two[0] and "eval/accuracy" in one[0]  # each answered half of the held-out exercises
     assert (tmp_path / "model" / "model.safetensors").exists() and (tmp_path / "curves.png").exists()
     states = sorted(path.name for path in (tmp_path / "checkpoint-4").glob("rng_state_*.pth"))
     assert states == ["rng_state_0.pth", "rng_state_1.pth"]  # there were two
@@ -356,8 +357,10 @@ def test_sharded_weights_learn_from_the_same_prompts_and_are_saved_whole(finishe
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert prompts_seen(tmp_path) == prompts_seen(finished)
-    first, second, *_ = (line for line in read_lines(tmp_path / "metrics.jsonl") if "loss" in line)
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    first, second, *_ = (line for line in lines if "loss" in line)
     assert first["kl"] == 0 and second["kl"] > 0
+    assert lines[0] == read_lines(finished / "metrics.jsonl")[0]  # held-out exercises, answered together
     whole = load_file(finished / "model" / "model.safetensors")
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert {name: weight.shape for name, weight in saved.items()} == {
