@@ -420,14 +420,13 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from cot.utils.batch_invariance import ask_for_equal_sums
+    from cot.utils.devices import settle_sums
     from cot.utils.model_names import resolve_model
     from cot.utils.models import describe_model, load_model
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    if "h" in args.ways:
-        ask_for_equal_sums()
+    settle_sums(reproducible="h" in args.ways)
     torch.manual_seed(0)
     source = resolve_model(args.model_name)
     model, tokenizer = load_model(source, args.device, "float32")

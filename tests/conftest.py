@@ -24,12 +24,14 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
+from cot.utils.devices import settle_sums
+
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: two busy processes on two cores
 REPO_ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CANARY = "hf_canary9b1c"  # a secret that must not come out again
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_TOKEN": CANARY}
-os.environ["MKL_CBWR"] = "AUTO"  # as --batch_invariant sets it before a process's first product
+settle_sums(reproducible=True)  # as --batch_invariant does before a process's first product
 LINES = ["Ann has 3 apples and buys 4 more.", "How many apples has she now?", "3 + 4 = 7", "#### 7"]
 FIRST_KEYS = [  # of every record, in this order
     "index",
@@ -143,10 +145,10 @@ def run_python(code: str, *arguments) -> subprocess.CompletedProcess:
 
 def load_scorers_once() -> None:
     """All sweeps of this process share one embedder and one spaCy pipeline: to load them takes a second."""
-    from cot.utils import sweeps
+    from cot.utils import scorers
 
-    if not hasattr(sweeps.load_scorers, "cache_info"):
-        sweeps.load_scorers = functools.cache(sweeps.load_scorers)
+    if not hasattr(scorers.load_scorers, "cache_info"):
+        scorers.load_scorers = functools.cache(scorers.load_scorers)
         gc.freeze()  # what is imported stays: runs that free a model need not look through it
 
 
@@ -614,7 +616,7 @@ def tiny_tutor(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def scorers():
     """The embedder and the spaCy pipeline of a sweep, loaded once."""
-    from cot.utils.sweeps import load_scorers
+    from cot.utils.scorers import load_scorers
 
     return load_scorers("cpu")
 

@@ -80,7 +80,7 @@ def test_heads_that_see_differently_keep_their_own_attention(tiny_llama):
 def test_a_straight_run_other_batch_sizes_two_processes_and_a_killed_run_give_the_same_bytes(
     tiny_folder, tmp_path, exact, scorers, be_process, monkeypatch
 ):
-    monkeypatch.setattr("cot.utils.sweeps.load_scorers", lambda _device: scorers)
+    monkeypatch.setattr("cot.utils.scorers.load_scorers", lambda _device: scorers)
     monkeypatch.setattr("cot.utils.sweeps.draw_sweep", lambda *_: None)
     model = long_context(tiny_folder, tmp_path / "tiny-llama")
     flags = ["--batch_invariant", "--dataset", "textbook", "--device", "cpu", "--cot_prompt", "Solve."]

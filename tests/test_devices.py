@@ -1,12 +1,14 @@
 """Which number format a model gets, what is timed for it, and what is said of a slow one."""
 
+import os
+
 import pytest
 import torch
 from conftest import only, read_strictly, run_here
 
 from cot.run_baseline_cot import main
 from cot.utils import devices
-from cot.utils.devices import choose_dtype, faster_dtype, time_product, warn_of_cpu
+from cot.utils.devices import choose_dtype, faster_dtype, settle_sums, time_product, warn_of_cpu
 from cot.utils.errors import UserError
 from cot.utils.models import load_model
 
@@ -92,13 +94,36 @@ def test_a_named_cpu_beside_a_gpu_is_one_line(monkeypatch):
     assert warn_of_cpu("cpu", 50_000_000) is None
 
 
+@pytest.mark.parametrize(
+    ("cpu", "asked", "mode"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx avx2 fma", False, "AVX2"),
+        ("vendor_id : AuthenticAMD\nflags : avx2 avx512f", False, None),
+        ("vendor_id : AuthenticAMD\nflags : avx2 avx512f", True, "AUTO"),
+        ("vendor_id : GenuineIntel\nflags : avx2", False, None),
+        ("vendor_id : GenuineIntel\nflags : avx2", True, "AUTO"),
+    ],
+)
+def test_mkl_is_put_into_its_mode_where_asked_or_faster_and_never_against_the_user(
+    cpu, asked, mode, monkeypatch, tmp_path
+):
+    described = tmp_path / "cpuinfo"
+    described.write_text(cpu)
+    monkeypatch.delenv("MKL_CBWR", raising=False)
+    settle_sums(asked, described)
+    assert os.environ.pop("MKL_CBWR", None) == mode
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    settle_sums(asked, described)
+    assert os.environ["MKL_CBWR"] == "COMPATIBLE"
+
+
 # ---- in a sweep
 
 
 @pytest.fixture
 def sweep(tiny_long, tmp_path, scorers, monkeypatch):
     """Runs a sweep of one question; its output, and what its summary records of the model."""
-    monkeypatch.setattr("cot.utils.sweeps.load_scorers", lambda _device: scorers)
+    monkeypatch.setattr("cot.utils.scorers.load_scorers", lambda _device: scorers)
     monkeypatch.setattr("cot.utils.sweeps.draw_sweep", lambda *_: None)
 
     def run(*flags):

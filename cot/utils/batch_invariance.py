@@ -2,15 +2,14 @@
 
 Sums of the same numbers in another order differ in the last bits, and what stands beside a row can change
 the order. Three things do. The library that PyTorch multiplies with on a CPU, Intel's MKL, looks at where in
-memory a matrix lies, unless it is asked for its reproducible mode. A product takes other paths for few rows
-than for many: here it gets `LEAST_ROWS` at least. Attention over padded rows sums the padding's zeros among
-the other numbers: here rows of one length attend together, without padding.
+memory a matrix lies, unless it is in its reproducible mode (`devices.settle_sums`). A product takes other
+paths for few rows than for many: here it gets `LEAST_ROWS` at least. Attention over padded rows sums the
+padding's zeros among the other numbers: here rows of one length attend together, without padding.
 
 Texts do not need it: a choice that a millionth decides is rare. Likelihoods differ by that millionth.
 """
 
 import functools
-import os
 from itertools import groupby
 from typing import NamedTuple
 
@@ -23,11 +22,6 @@ from cot.utils.kv_cache import differs_by_head, use_attention
 
 BY_LENGTH = "sdpa_by_length"
 LEAST_ROWS = 16
-
-
-def ask_for_equal_sums() -> None:
-    """Puts MKL into its reproducible mode (CNR); it looks once, at the first product of the process."""
-    os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 class WideProducts(TorchFunctionMode):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 SLOW_PARAMETERS = 50_000_000  # from here on a model is slow enough to say so
 KEEP = {-4: 0, -1: (1 << 31) - 1, -2: 64 << 20}  # mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD in bytes
+CPUS = Path("/proc/cpuinfo")
 DTYPES = ("float32", "bfloat16", "float16")
 ROWS = 32  # that a CPU decodes together
 MOST_ELEMENTS = 1 << 23  # of the probe's matrix: more cost time and tell no more
@@ -108,6 +109,19 @@ def keep_freed_memory() -> None:
     if mallopt:
         for option, value in KEEP.items():
             mallopt(option, value)
+
+
+def settle_sums(reproducible: bool, cpus: Path = CPUS) -> None:
+    """Puts Intel's MKL, which PyTorch multiplies with on a CPU, into its reproducible mode (CNR).
+
+    Where that is asked for, and on AMD's processors without AVX-512, where MKL takes its path for AVX2 in no
+    other mode, and is slower. It looks once, at a process's first product; what the user has set stays.
+    """
+    described = cpus.read_text() if cpus.exists() else ""
+    if "AuthenticAMD" in described and "avx2" in described and "avx512f" not in described:
+        os.environ.setdefault("MKL_CBWR", "AVX2")
+    elif reproducible:
+        os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
-from cot.utils.devices import pick_device
+from cot.utils.devices import pick_device, settle_sums
 from cot.utils.errors import UserError
 from cot.utils.files import read_json
 from cot.utils.model_names import ModelSource, fetch_model
@@ -43,10 +43,7 @@ def settle_engine(args: argparse.Namespace, sources: Collection[ModelSource]) ->
     name = VLLM if wanted and not problem else TRANSFORMERS
     if name != VLLM and (named := [flag for flag in VLLM_FLAGS if getattr(args, flag) is not None]):
         raise UserError(f"--{named[0]}: of vLLM, and the engine is {name}; add --engine vllm or leave it out")
-    if args.batch_invariant:
-        from cot.utils.batch_invariance import ask_for_equal_sums
-
-        ask_for_equal_sums()
+    settle_sums(args.batch_invariant)
     picked = f" (picked: {problem})" if problem else " (picked)" if args.engine == "auto" else ""
     print(f"engine:  {name}{picked}", flush=True)
     return name
