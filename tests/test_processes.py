@@ -4,10 +4,14 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 from conftest import (
+    REPO_ROOT,
     fork_here,
     long_context,
     only,
@@ -20,10 +24,9 @@ from conftest import (
 import evaluate_rl
 from cot import run_baseline_cot, run_baseline_faiss
 from cot.utils.memory_arms import Moment, StudentMemory
-from cot.utils.processes import Processes, share_rows
+from cot.utils.processes import Processes, launcher_variables, leave_launch, share_rows
 from cot.utils.questions import Question
 from cot.utils.records import expand
-from rl import run_experiment
 
 ASKED, OTHER = Question("q1", "2 + 3?", "#### 5"), Question("q2", "4 + 4?", "#### 8")
 SMALL = ["--dataset", "textbook", "--device", "cpu", "--batch_size", "2", "--cot_prompt", "Solve."]
@@ -65,17 +68,34 @@ def test_alone_a_process_agrees_with_itself():
     assert (alone.agree("dtype", "float32"), alone.rank, alone.count) == ("float32", 0, 1)
 
 
-@pytest.mark.parametrize(
-    ("main", "flags", "named"),
-    [(evaluate_rl.main, ["--closed_loop"], "--closed_loop"), (run_experiment.main, [], "run_experiment.py")],
-)
-def test_what_cannot_be_shared_is_refused_under_a_launcher(main, flags, named, be_process, tmp_path):
+def test_what_cannot_be_shared_is_refused_under_a_launcher(be_process, tmp_path):
     be_process(0)
-    code, _, stderr = run_here(main, *flags, "--output_dir", tmp_path)
+    code, _, stderr = run_here(evaluate_rl.main, "--closed_loop", "--output_dir", tmp_path)
     assert code == 2
-    assert (
-        stderr == f"error: {named}: it takes one process; start it without torchrun and accelerate launch\n"
-    )
+    told = "--closed_loop: it takes one process; start it without torchrun and accelerate launch"
+    assert stderr == f"error: {told}\n"
+
+
+def test_a_process_that_leaves_its_launch_is_alone(be_process, monkeypatch):
+    be_process(1)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    leave_launch()
+    alone = Processes()
+    assert (alone.rank, alone.count, launcher_variables()) == (0, 1, [])
+
+
+# ---- its children
+
+
+def test_the_children_of_a_process_that_is_killed_end_with_it():
+    code = "import subprocess, sys, time; from cot.utils.processes import guard_children\n"
+    code += "child = subprocess.Popen(['sleep', '600']); guard = guard_children()\n"
+    code += "print(child.pid, flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=REPO_ROOT, stdout=subprocess.PIPE, text=True) as process:
+        child = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+    child.wait(timeout=10)
 
 
 # ---- who has which rows

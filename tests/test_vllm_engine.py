@@ -1,9 +1,17 @@
-"""vLLM gives what transformers gives: texts, log-probabilities, ends, errors. Needs vLLM."""
+"""vLLM gives what transformers gives: texts, log-probabilities, ends, errors; whole sweeps. Needs vLLM."""
 
 import importlib.util
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
+from conftest import ENVIRONMENT, REPO_ROOT, only, read_strictly, run_script, start_script
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM absent: cot/README.md says how to install it", allow_module_level=True)
@@ -102,6 +110,27 @@ def test_a_stop_text_ends_a_text_where_it_ends_it_with_transformers(engines):
     assert "=" not in theirs.text and not theirs.truncated
 
 
+def test_an_adapter_answers_as_it_does_where_it_is_merged(engines, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model, _ = load_model(str(TUTOR), "cpu", "float32")
+    how = {"r": 4, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    adapted = get_peft_model(model, LoraConfig(init_lora_weights=False, **how))
+    adapted.save_pretrained(tmp_path)
+    source = resolve_model(str(tmp_path))
+
+    merged, tokenizer = load_model(str(tmp_path), "cpu", "float32")
+    ours = TransformersEngine(merged, tokenizer, MAX_NEW_TOKENS)
+    vllm = VllmEngine(source, tokenizer, "cpu", "float32", MAX_NEW_TOKENS, batch_size=32, max_model_len=256)
+    requests = [Request(ids, 0.0, "greedy") for ids in prompts(ours)]
+    here, there, bare = (ask(engine, requests) for engine in (ours, vllm, engines[1]))
+    equal = sum(one.token_ids == other.token_ids for one, other in zip(here, there, strict=True))
+    assert equal >= 15  # of 16
+    assert sum(one.token_ids == other.token_ids for one, other in zip(there, bare, strict=True)) < 8
+
+
 def test_what_a_caller_leaves_is_not_generated_on(engines):
     requests = [Request(ids, 2.0, "left") for ids in prompts(engines[0])]
     texts = engines[1].generate(requests, watch=_give_up)
@@ -119,3 +148,59 @@ def _row(ids):
     import torch
 
     return torch.tensor([ids])
+
+
+# ---- a sweep
+
+
+SWEEP = ["--engine", "vllm", "--device", "cpu", "--model_name", TUTOR, "--batch_size", "2"]
+SWEEP += ["--dataset", "textbook", "--subset_size", "10", "--temperatures", "0", "1.5", "--num_samples", "4"]
+SWEEP += ["--max_new_tokens", "96", "--cot_prompt", ""]
+ROWS = 10 * 2 * 4
+
+
+def journaled(folder) -> set[str]:
+    """The rows of a run's journal; none stands there twice."""
+    lines = [line for path in folder.rglob("journal_*.jsonl") for line in path.read_text().splitlines()]
+    keys = [key for line in lines for key in json.loads(line).get("records", {})]
+    assert len(set(keys)) == len(keys)
+    return set(keys)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_sweep_that_is_ended_leaves_no_process_and_the_same_command_finishes_it(signum, code, tmp_path):
+    process = start_script("cot/run_baseline_cot.py", *SWEEP, "--output_dir", tmp_path)
+    while not list(tmp_path.rglob("journal_*.jsonl")) or not journaled(tmp_path):
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+    engine = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signum)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert engine and not psutil.wait_procs(engine, timeout=30)[1]
+    kept = journaled(tmp_path)
+    assert 0 < len(kept) < ROWS
+    if signum == signal.SIGTERM:
+        found = [read_strictly(path) for path in tmp_path.rglob("results_*.json")]
+        assert {document["status"] for document in found} == {"cancelled"}
+        assert sum(len(document["results"]) for document in found) == len(kept)
+
+    done = run_script("cot/run_baseline_cot.py", *SWEEP, "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr_text
+    assert f"{ROWS - len(kept)} of {ROWS} rows left" in done.stdout_text
+    assert len(journaled(tmp_path)) == ROWS
+    summary = read_strictly(only(tmp_path, "summary_*.json"))
+    (model,) = summary["config"]["models"].values()
+    assert (summary["status"], summary["summary"]["n"]) == ("success", ROWS)
+    assert [engine["name"] for engine in model["engines"]] == ["vllm"]
+
+
+def test_two_processes_share_a_sweep(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", REPO_ROOT / "cot/run_baseline_cot.py"]
+    command = [sys.executable, *launcher, *SWEEP, "--output_dir", tmp_path]
+    done = subprocess.run([*map(str, command)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(journaled(tmp_path)) == ROWS
+    summary = read_strictly(only(tmp_path, "summary_*.json"))
+    assert (summary["status"], summary["summary"]["n"]) == ("success", ROWS)
+    assert summary["config"]["processes"] == 2

@@ -7,17 +7,56 @@ process has answered stands in its part of the journal, whose lock is free once 
 """
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
+
+import psutil
 
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 
 if TYPE_CHECKING:
     from cot.utils.records import Row
 
+GUARD = """
+import contextlib, os, signal, sys
+sys.stdin.read()  # to its end, which comes with that of the process at its other end
+for pid in sys.argv[1:]:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(pid), signal.SIGKILL)
+"""
 WAIT_S = 600.0  # that process 0 may take longer than another to open the run
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
+
+
+def launcher_variables() -> list[str]:
+    """Those of the environment by which a launcher says that a process is one of several."""
+    return [name for name in os.environ if name in LAUNCHER or name.startswith(LAUNCHER_PREFIXES)]
+
+
+def leave_launch() -> None:
+    """From here on this process counts as alone, for work that it shares with none."""
+    for name in launcher_variables():
+        del os.environ[name]
+
+
+def guard_children() -> subprocess.Popen:
+    """A process that ends the children of this one with it, or with the object that this returns.
+
+    By themselves those of a library outlive a process that is killed, and keep the memory that the same
+    command needs.
+    """
+    pids = [
+        str(process.pid)
+        for process in psutil.Process().children(recursive=True)
+        if not any("resource_tracker" in word for word in process.cmdline())  # it clears up by itself
+    ]
+    command = [sys.executable, "-c", GUARD, *pids]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def refuse_launcher(what: str) -> None:
@@ -79,16 +118,16 @@ class Processes:
         if self._store is not None:
             self._store.set(name, value)
 
-    def hear(self, name: str) -> str:
+    def hear(self, name: str, within_s: float = WAIT_S) -> str:
         """What a process has told, or will soon.
 
         Raises:
-            UserError: it has not in ten minutes.
+            UserError: it has not within that time.
         """
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + within_s
         while not self._store.check([name]):  # and not `wait`, in which no signal would be noticed
             if time.monotonic() > deadline:
-                problem = f"process 0 has not opened the run within {WAIT_S:.0f} s of this one"
+                problem = f"process 0 has not opened the run within {within_s:.0f} s of this one"
                 raise UserError(f"process {self.rank} of {self.count}: {problem}", EXIT_UNEXPECTED)
             time.sleep(0.1)
         return self._store.get(name).decode()

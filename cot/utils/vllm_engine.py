@@ -18,6 +18,7 @@ from cot.utils.engine_choice import VLLM, adapter_rank, limit_context, split_ada
 from cot.utils.errors import EXIT_UNEXPECTED, UserError
 from cot.utils.model_names import ModelSource, fetch_model
 from cot.utils.models import LOCAL, context_length, describe_model, end_token_ids, unpack_bundled
+from cot.utils.processes import guard_children
 from cot.utils.weights import check_vocabulary
 
 YIELD_EVERY_S = 1.0  # finished texts wait so long at most for the journal, whose writing takes its time
@@ -106,6 +107,7 @@ class VllmEngine:
                     **options,
                 )
             self._engine, self._lora = llm.llm_engine, None
+            self._guard = guard_children()
             if adapter:
                 self._lora = LoRARequest("adapter", 1, str(adapter.path))
                 self._engine.add_lora(self._lora)
@@ -184,6 +186,7 @@ class VllmEngine:
             min_p=request.sampling.min_p,
             max_tokens=self.max_new_tokens,
             stop_token_ids=sorted(self.end_ids),
+            ignore_eos=True,  # unless it is one of them
             logprobs=0,  # of the chosen token alone
             detokenize=False,
             # a stop text is watched for token by token: vLLM knows none that counts outside a reasoning only
