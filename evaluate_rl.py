@@ -204,11 +204,10 @@ def build_rows(args: argparse.Namespace, policies, moments: list, arms) -> list:
     ]
 
 
-def measure(records: list[dict], evaluation, scorers) -> None:
-    """Adds what is cheaper over all answers at once, and every text's likelihood under the base."""
-    from cot.utils.records import add_base_likelihood, add_metrics
+def add_likelihood(records: list[dict], evaluation) -> None:
+    """Adds every text's likelihood under the base."""
+    from cot.utils.records import add_base_likelihood
 
-    add_metrics(records, scorers.embedder, scorers.nlp)
     engine = evaluation.load(BASE, engine="transformers")  # the engine that tells a given text's likelihood
     prompts = evaluation.make_prompts(BASE, engine, [row for row in evaluation.rows if row.policy == BASE])
     add_base_likelihood(records, engine, prompts)
@@ -256,7 +255,14 @@ def write_report(evaluation, document: dict, policies) -> None:
 
 
 def open_run(
-    args: argparse.Namespace, policies, truths: dict, rows: list, config: dict, folder: Path, identity=None
+    args: argparse.Namespace,
+    policies,
+    truths: dict,
+    rows: list,
+    config: dict,
+    folder: Path,
+    scorers,
+    identity=None,
 ):
     """The run of these rows: templates are checked before any weights load."""
     from cot.utils.formats import prepare_models
@@ -274,6 +280,7 @@ def open_run(
         profiles=truths,
         config={"policies": [policy.describe() for policy in policies], **config},
         folder=folder,
+        scorers=scorers,
         tokenizers=tokenizers,
         identity=identity,
     )
@@ -286,8 +293,7 @@ def run_closed_loop(
     from cot.utils.devices import pick_device
     from cot.utils.mastery_model import load_mastery_model
     from cot.utils.memory_arms import remember
-    from cot.utils.records import add_metrics
-    from cot.utils.sweeps import load_scorers
+    from cot.utils.scorers import load_scorers
     from cot.utils.textbook import pick_chapters
     from rl.closed_loop import draw_course, start_walk, summarize_walks, walk_with_tutors
 
@@ -305,14 +311,13 @@ def run_closed_loop(
     print(f"rows:     {count} on {device}, memory: {args.memory_level}", flush=True)
 
     config = {"device": device, "engine": engine, "exercises": len(course)}
-    config |= {"students_followed": len(profiles), **scorers.describe()}
+    config["students_followed"] = len(profiles)
     loop, path, document = walk_with_tutors(
-        partial(open_run, args, policies, truths, config=config, folder=folder),
+        partial(open_run, args, policies, truths, config=config, folder=folder, scorers=scorers),
         policies,
         start=start,
         course=course,
         remember=lambda histories: remember(args, profiles, histories, truths, scorers.embedder, model),
-        measure=lambda records: add_metrics(records, scorers.embedder, scorers.nlp),
         summarize=lambda walks: summarize_walks(walks, against=BASE),
         practice=practice,
         level=[args.memory_level, args.top_k, args.min_similarity, args.memory_half_life],
@@ -348,7 +353,7 @@ def run(args: argparse.Namespace) -> int:
 
     from cot.utils.devices import pick_device
     from cot.utils.memory_arms import remember
-    from cot.utils.sweeps import load_scorers
+    from cot.utils.scorers import load_scorers
 
     # what each arm shows at each moment
     device = str(pick_device(args.device))
@@ -363,13 +368,13 @@ def run(args: argparse.Namespace) -> int:
 
     config = {"device": device, "engine": engine, "dataset_source": source, "moments": len(moments)}
     config |= {"questions": questions, "students_followed": len(profiles)}
-    evaluation = open_run(args, policies, truths, rows, config | scorers.describe(), folder)
+    evaluation = open_run(args, policies, truths, rows, config, folder, scorers)
     with evaluation:
         evaluation.generate()
         if not evaluation.is_main:  # process 0 puts the answers of all together
             return evaluation.exit_code
         path, document = evaluation.finish(
-            measure=lambda records: measure(records, evaluation, scorers),
+            measure=lambda records: add_likelihood(records, evaluation),
             summarize=lambda records: summarize(records, args, policies, truths, scorers.embedder),
         )
         write_report(evaluation, document, policies)

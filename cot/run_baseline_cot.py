@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.questions import load_questions, worked_examples
     from cot.utils.records import expand
     from cot.utils.runner import Run
-    from cot.utils.sweeps import announce, finish_sweep, load_scorers
+    from cot.utils.scorers import load_scorers
+    from cot.utils.sweeps import announce, finish_sweep
 
     # what is asked, of whom: checked before a model is loaded
     source = choose_model(args)
@@ -74,14 +75,15 @@ def run(args: argparse.Namespace) -> int:
         sources={source.name: source},
         shape=shape,
         profiles={},
-        config=config | scorers.describe(),
+        config=config,
         folder=folder,
+        scorers=scorers,
         tokenizers=tokenizers,
     ) as sweep:
         sweep.generate()
         if not sweep.is_main:  # process 0 puts the answers of all together
             return sweep.exit_code
-        finish_sweep(sweep, scorers)
+        finish_sweep(sweep)
     return sweep.exit_code
 
 

@@ -89,8 +89,9 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.questions import load_questions, worked_examples
     from cot.utils.records import expand
     from cot.utils.runner import Run
+    from cot.utils.scorers import load_scorers
     from cot.utils.student_files import MemoryLog, load_profiles, load_truths, pick_students
-    from cot.utils.sweeps import announce, finish_sweep, load_scorers
+    from cot.utils.sweeps import announce, finish_sweep
 
     # the students: checked before anything is loaded
     profiles = load_profiles(args.profiles_dir)
@@ -140,14 +141,15 @@ def run(args: argparse.Namespace) -> int:
         sources={source.name: source},
         shape=shape,
         profiles=truths,
-        config=config | scorers.describe(),
+        config=config,
         folder=folder,
+        scorers=scorers,
         tokenizers=tokenizers,
     ) as sweep:
         sweep.generate()
         if not sweep.is_main:  # process 0 puts the answers of all together
             return sweep.exit_code
-        finish_sweep(sweep, scorers)
+        finish_sweep(sweep)
     return sweep.exit_code
 
 

@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.model_names import family
     from cot.utils.models import choose_model
     from cot.utils.questions import load_questions, worked_examples
-    from cot.utils.records import add_metrics
     from cot.utils.runner import Run
-    from cot.utils.sweeps import announce, load_scorers
+    from cot.utils.scorers import load_scorers
+    from cot.utils.sweeps import announce
 
     # the dialogues: checked before a model is loaded
     if not args.dataset.startswith(PREFIX):
@@ -122,10 +122,6 @@ def run(args: argparse.Namespace) -> int:
     config["dialogues"] = len({row.moment.student_id for row in rows})
     print(f"rows:    {len(rows)} ({config['dialogues']} dialogues)", flush=True)
 
-    def measure(records: list[dict]) -> None:
-        add_metrics(records, scorers.embedder, scorers.nlp)
-        add_measures(records, named, scorers.embedder)
-
     shape = PromptShape(
         instruction=args.cot_prompt,
         memory_tokens=args.memory_tokens,
@@ -138,15 +134,17 @@ def run(args: argparse.Namespace) -> int:
         sources={name: source},
         shape=shape,
         profiles=profiles,
-        config=config | scorers.describe(),
+        config=config,
         folder=folder,
+        scorers=scorers,
         tokenizers=tokenizers,
     ) as study:
         study.generate()
         if not study.is_main:  # process 0 puts the answers of all together
             return study.exit_code
         path, document = study.finish(
-            measure=measure, summarize=lambda records: summarize(records, args.temperatures)
+            summarize=lambda records: summarize(records, args.temperatures),
+            measure=lambda records: add_measures(records, named, scorers.embedder),
         )
 
         # what they say

@@ -109,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
     from cot.utils.model_names import family
     from cot.utils.models import choose_model
     from cot.utils.questions import load_questions, worked_examples
-    from cot.utils.records import add_metrics
     from cot.utils.runner import Run
+    from cot.utils.scorers import load_scorers
     from cot.utils.study import build_rows, deal_students
     from cot.utils.study_results import (
         ANSWER_KEYS,
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         render_study,
         summarize,
     )
-    from cot.utils.sweeps import announce, load_scorers
+    from cot.utils.sweeps import announce
 
     # students and questions: checked before a model is loaded
     profiles, histories, truths = load_students(args)
@@ -153,10 +153,6 @@ def run(args: argparse.Namespace) -> int:
         examples=tuple(worked_examples(args.num_fewshot)),
     )
 
-    def measure(records: list[dict]) -> None:
-        add_metrics(records, scorers.embedder, scorers.nlp)
-        add_measures(records, truths)
-
     with Run(
         script=Path(__file__).name,
         args=args,
@@ -164,15 +160,17 @@ def run(args: argparse.Namespace) -> int:
         sources={name: source},
         shape=shape,
         profiles=truths,
-        config=config | scorers.describe(),
+        config=config,
         folder=folder,
+        scorers=scorers,
         tokenizers=tokenizers,
     ) as study:
         study.generate()
         if not study.is_main:  # process 0 puts the answers of all together
             return study.exit_code
         path, document = study.finish(
-            measure=measure, summarize=lambda records: summarize(records, args.temperatures)
+            summarize=lambda records: summarize(records, args.temperatures),
+            measure=lambda records: add_measures(records, truths),
         )
 
         # what they say

@@ -203,7 +203,6 @@ def walk_with_tutors(
     start: Callable[[], list[Learner]],
     course: Sequence[Exercise],
     remember: Callable[[dict], MemoryArms],
-    measure: Callable[[list[dict]], None],
     summarize: Callable[[dict[str, list[dict]]], dict],
     **identity,
 ) -> tuple[Run, Path, dict]:
@@ -212,7 +211,6 @@ def walk_with_tutors(
     Args:
         open_run: gives the run from its `rows` and its `identity`, what decides the walks beside the flags.
         start: as of `teach_all`.
-        measure: as of `Run.finish`.
         summarize: from the walks to a file's `summary`.
         identity: what decides the walks beside the course and the policies.
 
@@ -223,7 +221,7 @@ def walk_with_tutors(
     identity |= {"course": [exercise.id for exercise in course], "policies": answered}
     with open_run(rows=[], identity=identity) as run:  # the next question depends on the last answer
         walks = teach_all(run, policies, start, course, remember)
-        path, document = run.finish(measure=measure, summarize=lambda _: summarize(walks))
+        path, document = run.finish(lambda _: summarize(walks))
     return run, path, document
 
 

@@ -16,6 +16,7 @@ experiment; with more arms or seeds it adds to it.
 """
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from cot.utils.errors import EXIT_UNEXPECTED, UserError, script_frame
 from cot.utils.files import write_answers
 from cot.utils.model_names import BASE
 from cot.utils.paths import DATA_DIR, writable_dir
-from cot.utils.processes import refuse_launcher
+from cot.utils.processes import Processes, launcher_variables, leave_launch
 from cot.utils.run_flags import add_engine_flags
 from rl.settings import GENERATED, PRESETS
 
@@ -94,18 +95,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train_arms(args: argparse.Namespace, contents: dict) -> dict[tuple[str, int], Path]:
-    """Trains what is not trained, `--jobs` at a time; the folder of each training by (arm, seed).
+def train_arms(args: argparse.Namespace, folders: Mapping[tuple[str, int], Path], contents: dict) -> None:
+    """Trains what is not trained, `--jobs` at a time.
 
     Args:
+        folders: of the trainings, by (arm, seed).
         contents: fingerprints of what trainings share, as their `run.json` names them.
 
     Raises:
         UserError: a training failed, or one that is there had other settings.
     """
-    trainings = [(arm, seed) for seed in args.seeds for arm in args.arms]
-    folders = {(arm, seed): args.output_dir / f"{arm}_{seed}" for arm, seed in trainings}
-    waiting = [each for each in trainings if not is_trained(args, *each, folders[each], contents)]
+    waiting = [each for each in folders if not is_trained(args, *each, folders[each], contents)]
     total, started, running = len(waiting), time.monotonic(), {}
     try:
         while waiting or running:
@@ -130,7 +130,6 @@ def train_arms(args: argparse.Namespace, contents: dict) -> dict[tuple[str, int]
         for process in running.values():
             process.terminate()  # it saves a checkpoint first
             process.wait()
-    return folders
 
 
 def is_trained(args: argparse.Namespace, arm: str, seed: int, folder: Path, contents: dict) -> bool:
@@ -167,6 +166,8 @@ def start_training(args: argparse.Namespace, arm: str, seed: int, folder: Path) 
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     # threads that spin while they wait would slow the other trainings down
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    for name in launcher_variables():  # a training is shared with no other process of this launch
+        del environment[name]
     with (writable_dir(folder) / LOG).open("a", encoding="utf-8") as log:
         command = [sys.executable, str(script), *training_flags(args, arm, seed, folder)]
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -235,7 +236,6 @@ def walk_students(
             level=args.memory_level,
             truths=truths,
         ),
-        measure=lambda records: None,
         summarize=lambda walks: {"walks": walks},
     )
     return document["summary"]["walks"]
@@ -260,13 +260,19 @@ def run(args: argparse.Namespace) -> int:
     )
 
     # the policies that answer, and who is asked what
-    refuse_launcher(Path(__file__).name)
+    processes = Processes()
     folder, base = writable_dir(args.output_dir), resolve_model(args.model_name)
     models = {(BASE, 0): base}
     if args.supervised:
         models["supervised", 0] = resolve_model(args.supervised)
     engine, cpu = settle_engine(args, list(models.values())), PRESETS["cpu"]
-    folders = train_arms(args, {"model_revision": base.revision})
+    trainings = [(arm, seed) for seed in args.seeds for arm in args.arms]
+    folders = {(arm, seed): folder / f"{arm}_{seed}" for arm, seed in trainings}
+    if processes.is_main:
+        train_arms(args, folders, {"model_revision": base.revision})
+        processes.tell("trained", "all")
+    else:
+        processes.hear("trained", within_s=math.inf)
     held_out = hold_out(
         pick_chapters(cpu["chapters"]), args.split, args.exercises_per_chapter, args.memory_level
     )
@@ -293,12 +299,15 @@ def run(args: argparse.Namespace) -> int:
     )
     with experiment:
         experiment.generate()
+        if not experiment.is_main:  # process 0 puts the answers of all together
+            return experiment.exit_code
         path, document = experiment.finish(
-            measure=lambda records: add_measures(records, trained, held_out),
             summarize=lambda records: summarize(records, args.memory_level),
+            measure=lambda records: add_measures(records, trained, held_out),
         )
 
     # what students learn from them, claimed where only history tells what helps
+    leave_launch()  # each walk is a row of answers that follow from each other
     walks = {}
     if args.memory_level == "history":
         walks = walk_students(args, engine, trained, experiment.sources, held_out)

@@ -105,15 +105,15 @@ class RecordedTexts:
             yield batch
 
 
-def fill_in(records, *_) -> None:
+def fill_in(_, records) -> None:
     """In the place of the metrics that embed or parse a text."""
     for number, record in enumerate(records):
         record |= {"semantic_similarity": number % 7 / 7, "reasoning_steps": 3, "entity_overlap": 0.5}
 
 
-def fill_in_and_end(records, *_) -> None:
+def fill_in_and_end(scorers, records) -> None:
     """The same; the statistics that follow are asked to end after a second."""
-    fill_in(records)
+    fill_in(scorers, records)
     threading.Timer(1.0, end_this_process).start()
 
 
@@ -145,10 +145,12 @@ def run_once(args: argparse.Namespace) -> int:
     from cot import run_baseline_faiss
     from cot.utils import runner, sweeps
     from cot.utils.engine import TransformersEngine
+    from cot.utils.scorers import Scorers
 
     clock, texts = Clock(), RecordedTexts(args.end_in == "answers")
     TransformersEngine.generate = lambda *called, **named: texts.generate(*called, **named)
-    sweeps.add_metrics = fill_in_and_end if args.end_in == "statistics" else fill_in
+    Scorers.embed = lambda *_: None
+    Scorers.add_metrics = fill_in_and_end if args.end_in == "statistics" else fill_in
     clock.around(sweeps, "summarize")
     clock.around(sweeps, "draw_sweep")
     for name in ("__enter__", "make_prompts", "generate", "finish", "_write"):

@@ -121,7 +121,7 @@ def main() -> int:
     args, folder = build_parser().parse_args(), Path(tempfile.mkdtemp(prefix="long_run_"))
     flags = plant(folder, args.questions)
     flags += ["--max_new_tokens", str(args.max_new_tokens), "--batch_size", str(args.batch_size)]
-    from cot.utils.sweeps import load_scorers
+    from cot.utils.scorers import load_scorers
 
     load_scorers("cpu")  # every run is forked with the libraries imported
 

@@ -130,7 +130,7 @@ def test_a_closed_terminal_is_a_signal_and_no_print_fails_on_it(nohup, code, tmp
 
 @pytest.mark.parametrize("package", ["faiss", "matplotlib", "sentence_transformers", "spacy"])
 def test_an_absent_package_is_named_before_a_model_loads(package, monkeypatch):
-    from cot.utils.sweeps import load_scorers
+    from cot.utils.scorers import load_scorers
 
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"{package} is not installed: pip install -r requirements\.txt"):

@@ -7,11 +7,10 @@ import pytest
 from conftest import FIRST_KEYS, make_completion
 
 from cot.utils.memory_arms import Moment, StudentMemory
-from cot.utils.metrics import load_spacy
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.prompts import Prompt, build_prompt
 from cot.utils.questions import Question
-from cot.utils.records import Row, add_metrics, answer_now, expand, make_record
+from cot.utils.records import Row, answer_now, expand, make_record
 from cot.utils.student_files import load_profiles
 
 QUESTION = Question(
@@ -87,24 +86,6 @@ def test_a_failed_answer_has_nulls_and_its_error():
 def test_an_empty_text_has_no_perplexity():
     record = make(make_completion("", logprobs=(-0.2,)))  # the end token alone
     assert (record["output_tokens"], record["mean_nll"], record["perplexity"]) == (1, None, None)
-
-
-def test_a_text_on_which_a_metric_fails_costs_its_record_alone():
-    class Embedder:
-        def encode(self, texts):
-            if any("odd" in text for text in texts):
-                raise IndexError("no token")
-            return [[1.0, 0.0]] * len(texts)
-
-    texts = ["1 + 1 = 2", "two", "an odd one", "3 + 4 = 7", "#### 8"]
-    records = [make(make_completion(text)) for text in texts]
-    add_metrics(records, Embedder(), load_spacy())
-    failed = records.pop(2)
-    assert failed["error"] == {"type": "scoring", "message": "IndexError: no token"}
-    assert failed["generated_text"] == "an odd one"
-    assert [failed[key] for key in ("semantic_similarity", "reasoning_steps", "entity_overlap")] == [None] * 3
-    assert all(record["error"] is None and record["semantic_similarity"] == 1.0 for record in records)
-    assert [record["reasoning_steps"] for record in records] == [1, 1, 1, 0]
 
 
 def test_a_text_that_no_scorer_takes_keeps_its_text_and_says_why():

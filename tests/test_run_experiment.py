@@ -3,10 +3,21 @@
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
-from conftest import CHATML, IM, only, plant_policy, read_lines, read_strictly, run_here
+from conftest import (
+    CHATML,
+    IM,
+    fork_here,
+    only,
+    plant_policy,
+    read_lines,
+    read_strictly,
+    run_here,
+    wait_for_exit,
+)
 from test_docs import blocks, needs_jq, read, run_lines, section_of, undocumented
 
 import evaluate_rl
@@ -116,6 +127,22 @@ def test_an_experiment_trains_asks_and_reports(experiment):
     assert all((experiment / name).stat().st_size > 10_000 for name in ("curves.png", "evidence.png"))
     report = (experiment / "experiment.md").read_text()
     assert "| ipo | 15 |" in report and f"| oracle | {STUDENTS} |" in report
+
+
+@pytest.mark.slow
+def test_two_processes_answer_what_one_answers(experiment, be_process, tmp_path):
+    """The second gives the first its answers, and the first alone walks with the students."""
+    shutil.copytree(experiment / "ipo_0", tmp_path / "ipo_0")
+    flags = ["--model_name", experiment / "says_1", "--output_dir", tmp_path, *SMALL, "--arms", "ipo"]
+    said, processes = [tmp_path / f"said_{rank}.txt" for rank in (0, 1)], []
+    for rank in (1, 0):  # the second waits for the trainings
+        be_process(rank)
+        processes.append(fork_here(main, *flags, said=said[rank]))
+    assert [wait_for_exit(process) for process in processes] == [0, 0], said[0].read_text()
+    assert "2 processes share" in said[0].read_text() and not said[1].read_text()
+    assert answers_of(tmp_path) == answers_of(experiment)
+    walked = read_strictly(only(tmp_path / "closed_loop", "summary_*.json"))
+    assert walked["config"]["processes"] == 1
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_the_engine_goes_on_behind_a_stop_text_inside_the_reasoning(plant):
 @pytest.fixture
 def sweep(tmp_path, scorers, monkeypatch):
     """Runs the sweep on two questions; its exit code, what it prints, its document."""
-    monkeypatch.setattr("cot.utils.sweeps.load_scorers", lambda _device: scorers)
+    monkeypatch.setattr("cot.utils.scorers.load_scorers", lambda _device: scorers)
     monkeypatch.setattr("cot.utils.sweeps.draw_sweep", lambda *_: None)
     path = tmp_path / "questions.jsonl"
     rows = [{"question": f"2 + {number}?", "answer": f"#### {number + 2}"} for number in (3, 4)]

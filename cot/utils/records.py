@@ -5,25 +5,21 @@ back and how it scored; README of `cot/` lists every key. Of a thinking model `g
 the reasoning, and so is whatever is measured of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from cot.utils.answers import score_answer
 from cot.utils.completions import Completion, Request
-from cot.utils.devices import is_out_of_memory
 from cot.utils.errors import TEXT_ERRORS
 from cot.utils.fidelity import checkable_wishes, copying, met_checks, names_student, share_met
 from cot.utils.manners import support_fit, support_level, support_target
 from cot.utils.memory_arms import Moment, StudentMemory
 from cot.utils.metrics import (
-    count_steps,
-    entity_overlap,
     equation_counts,
     equation_validity,
     perplexity,
     prerequisite_coverage,
-    semantic_similarity,
     unmastered_skills,
 )
 from cot.utils.prompts import Prompt
@@ -34,11 +30,9 @@ from cot.utils.thinking import Split
 
 DECIMALS = 6  # of every real number in a record: below it lies the noise of float32 sums
 
-Measure = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]  # (texts, golds) to values
-
 
 def make_record(row, prompt: Prompt, completion: Completion, profile: Profile | None) -> dict:
-    """An answer as a record; what `add_metrics` computes over many answers stands as null.
+    """An answer as a record; what `scorers.Scorers` computes over many answers stands as null.
 
     A text on which a scorer or a check fails keeps its text, and has the failure as its `error`.
 
@@ -49,11 +43,12 @@ def make_record(row, prompt: Prompt, completion: Completion, profile: Profile | 
     try:
         return _make_record(row, prompt, completion, profile)
     except TEXT_ERRORS as failure:
-        unscored = replace(completion, text="", error=_scoring_error(failure))
+        unscored = replace(completion, text="", error=scoring_error(failure))
         return _make_record(row, prompt, unscored, profile) | {"generated_text": completion.text}
 
 
-def _scoring_error(failure: Exception) -> dict:
+def scoring_error(failure: Exception) -> dict:
+    """The `error` of a record whose text a scorer or a check failed on."""
     return {"type": "scoring", "message": f"{type(failure).__name__}: {failure}"}
 
 
@@ -98,45 +93,6 @@ def _make_record(row, prompt: Prompt, completion: Completion, profile: Profile |
         "error": completion.error,
     }
     return {key: rounded(value) for key, value in record.items()}
-
-
-def add_metrics(records: Sequence[dict], embedder, nlp) -> None:
-    """Fills in the metrics that are cheaper over all answers at once, in place.
-
-    A text on which one of them fails has the failure as its record's `error`.
-
-    Args:
-        embedder: a `retrieval.Embedder`.
-        nlp: a spaCy pipeline with entities and sentences.
-    """
-    valid = [record for record in records if record["error"] is None]
-    texts = [record["generated_text"] for record in valid]
-    golds = [record["gold_solution"] for record in valid]
-    metrics: dict[str, Measure] = {
-        "semantic_similarity": lambda texts, golds: semantic_similarity(texts, golds, embedder),
-        "reasoning_steps": lambda texts, _: count_steps(texts, nlp),
-        "entity_overlap": lambda texts, golds: entity_overlap(texts, golds, nlp),
-    }
-    for metric, measure in metrics.items():
-        for record, value in zip(valid, _measure(measure, texts, golds), strict=True):
-            if isinstance(value, Exception):
-                record["error"] = _scoring_error(value)
-                record |= dict.fromkeys(metrics)
-            elif record["error"] is None:
-                record[metric] = rounded(value)
-
-
-def _measure(measure: Measure, texts: Sequence[str], golds: Sequence[str]) -> list:
-    """A value for each text, or the exception that it raises: the texts are halved to find it."""
-    try:
-        return list(measure(texts, golds))
-    except TEXT_ERRORS as failure:
-        if is_out_of_memory(failure):  # the machine's, not the text's
-            raise
-        if len(texts) == 1:
-            return [failure]
-    half = len(texts) // 2
-    return _measure(measure, texts[:half], golds[:half]) + _measure(measure, texts[half:], golds[half:])
 
 
 def add_base_likelihood(records: Sequence[dict], engine, prompts: Mapping[tuple, Prompt]) -> None:

@@ -87,7 +87,11 @@ class Embedder:
         return np.array([self._cache[text] for text in cleaned], dtype=np.float32).reshape(-1, self.dimension)
 
     def _compute(self, texts: list[str]) -> np.ndarray:
-        vectors = self._model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        # beside longer ones a text is padded, which changes its last bits; only a GPU gains by a batch
+        size = 64 if self._model.device.type == "cuda" else 1
+        vectors = self._model.encode(
+            texts, batch_size=size, normalize_embeddings=True, show_progress_bar=False
+        )
         if not np.isfinite(vectors).all():
             raise UserError(f"{self.name}: the embedding of a text is not finite; try --device cpu")
         return vectors

@@ -46,6 +46,7 @@ from cot.utils.templates import PromptFormat
 if TYPE_CHECKING:
     from cot.utils.completions import Request
     from cot.utils.engines import Engine
+    from cot.utils.scorers import Scorers
 
 
 class Run:
@@ -69,6 +70,7 @@ class Run:
         profiles: by student id; empty in plain chain of thought.
         config: what the result files record beside the flags; `device` and `engine` are those picked.
         folder: where they lie.
+        scorers: what measures the answers, many at once; without, `Run.finish` is told how.
         growing: a finished run of other rows is continued, so that policies can be added to it.
         tokenizers: by policy, those that were loaded already.
         identity: what decides the records beside flags and rows, where not all rows are known at the start.
@@ -84,6 +86,7 @@ class Run:
         profiles: Mapping[str, Profile],
         config: dict,
         folder: Path,
+        scorers: "Scorers | None" = None,
         growing: bool = False,
         tokenizers: Mapping[str, Any] | None = None,
         identity: Mapping[str, Any] | None = None,
@@ -92,7 +95,10 @@ class Run:
         self.rows, self.sources, self.shape, self.profiles = list(rows), dict(sources), shape, profiles
         self.processes = Processes()
         self.is_main = self.processes.is_main
-        self.config = {**flags_of(args), **config, "processes": self.processes.count, "models": {}}
+        self.scorers = scorers
+        described = scorers.describe() if scorers else {}
+        count = self.processes.count
+        self.config = {**flags_of(args), **config, **described, "processes": count, "models": {}}
         self.environment = environment(config["device"])
         self.records: dict[str, dict] = {}
         self._lines: dict[str, bytes] = {}  # the records as result files hold them while the run goes on
@@ -103,6 +109,7 @@ class Run:
         self._growing, self._tokenizers = growing, dict(tokenizers or {})
         self._further_identity = dict(identity or {})
         self._generation_s: dict[int, float] = {}  # by process
+        self._metrics_s = 0.0
         self._start = time.monotonic()
 
     def __enter__(self) -> "Run":
@@ -345,16 +352,20 @@ class Run:
         return [self.records[row.key] for row in self.rows if row.key in self.records]
 
     def finish(
-        self, measure: Callable[[list[dict]], None], summarize: Callable[[list[dict]], dict]
+        self,
+        summarize: Callable[[list[dict]], dict],
+        measure: Callable[[list[dict]], None] = lambda records: None,
     ) -> tuple[Path, dict]:
         """Measures the answers, writes all result files; the summary's path and its content.
 
         Args:
-            measure: fills in, in place, what is computed over many answers at once.
             summarize: from records to a file's `summary`; called for each temperature and for all.
+            measure: fills in, in place, what the scorers do not measure.
         """
-        start = time.monotonic()
+        self._finish_start = time.monotonic()
         records = self.in_order()
+        if self.scorers:
+            self.scorers.add_metrics(records)
         measure(records)
         raise_if_signalled()
 
@@ -364,7 +375,7 @@ class Run:
             status, self.exit_code = "error", EXIT_SAMPLES
             print(f"error: {failed} of {len(records)} answers failed; see `error` in them", file=sys.stderr)
         print("\n".join(look_at(records, self.args.max_new_tokens)), flush=True)
-        return self._write(status, summarize, metrics_start=start)
+        return self._write(status, summarize)
 
     def _identify(self) -> dict[str, str]:
         """By name, a hash of each part of what decides the records."""
@@ -415,6 +426,9 @@ class Run:
             self._write("running")
         self._progress.update(len(batch), self._note(asked[0].policy))
         self._batch_start = time.monotonic()
+        if self.is_main and self.scorers:  # the next batch's time, as its engine may be at it
+            self.scorers.embed(records.values())
+            self._metrics_s += time.monotonic() - self._batch_start
 
     def _add(self, records: Mapping[str, dict]) -> None:
         """Takes in records, and counts for the progress line which are right."""
@@ -433,7 +447,6 @@ class Run:
         self,
         status: str,
         summarize: Callable[[list[dict]], dict] | None = None,
-        metrics_start: float | None = None,
     ) -> tuple[Path, dict]:
         """All files as they stand; what takes its time, metrics and statistics, only with `summarize`."""
         by_temperature: dict[float, list[str]] = {temperature: [] for temperature in self.args.temperatures}
@@ -450,9 +463,7 @@ class Run:
         }
         only = len(by_temperature) == 1
         summaries[None] = summaries[self.args.temperatures[0]] if only else describe(self.in_order())
-        timing = {}
-        if metrics_start is not None:
-            timing = self._timing(self.in_order(), time.monotonic() - metrics_start)
+        timing = self._timing(self.in_order()) if summarize else {}
         shown: Mapping[str, Any] = self.records if summarize else self._lines
         return self._files.write(
             status,
@@ -462,13 +473,13 @@ class Run:
             summaries={where: summary | {"timing": timing} for where, summary in summaries.items()},
         )
 
-    def _timing(self, records: Sequence[dict], metrics_s: float) -> dict:
+    def _timing(self, records: Sequence[dict]) -> dict:
         """Seconds and tokens per second, earlier attempts' generation included, of the slowest process."""
         generation_s = max(self._generation_s.values(), default=0.0)
         tokens = sum(record["output_tokens"] or 0 for record in records)
         return {
             "generation_s": generation_s,
-            "metrics_s": metrics_s,
+            "metrics_s": self._metrics_s + time.monotonic() - self._finish_start,
             "wall_s": time.monotonic() - self._start,
             "tokens_per_second": tokens / generation_s if generation_s else None,
         }
