@@ -27,14 +27,16 @@ that is of use, as none is for an answer that has ended. Writes JSON: `setting`,
 
 import argparse
 import copy
+import importlib.util
 import json
 import math
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +44,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cot.utils.errors import UserError
+from cot.utils.processes import guard_children
 from cot.utils.questions import load_questions
 
 WAYS = {
@@ -199,38 +202,38 @@ def ask_engine(engine, ends, work: Work) -> list[Answer]:
     ]
 
 
-def start_vllm(folder: Path, model, tokenizer, work: Work) -> dict[str, Callable[[Work], list[Answer]]]:
-    """Ways e and f, each with a vLLM of its own, on weights that are saved in a folder.
-
-    Raises:
-        ImportError: vLLM is not installed.
-    """
+@contextmanager
+def start_vllm(way: str, folder: Path, model, tokenizer, work: Work) -> Iterator[Callable]:
+    """Way e or f, on weights in a folder; its processes, which compute while they wait, end with it."""
     import vllm
 
     from cot.utils.model_names import resolve_model
     from cot.utils.models import end_token_ids
     from cot.utils.vllm_engine import CPU_CACHE_BYTES, VllmEngine
 
-    for part in (model, tokenizer):
-        part.save_pretrained(folder)
     room = max(map(len, work.prompts)) + work.max_new_tokens
-    source, device, ends = resolve_model(str(folder)), model.device.type, end_token_ids(model, tokenizer)
-    engine = VllmEngine(
-        source, tokenizer, device, "float32", work.max_new_tokens, work.batch_size, max_model_len=room
-    )
-    on_cpu = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES} if device == "cpu" else {}
-    llm = vllm.LLM(
-        model=str(folder),
-        dtype="float32",
-        max_num_seqs=work.batch_size,
-        max_model_len=room,
-        generation_config="vllm",
-        **on_cpu,
-    )
-    ways = {"e": partial(run_vllm, llm, sorted(ends)), "f": partial(ask_engine, engine, ends)}
-    for way in ways.values():  # its first steps compile what the others use
-        way(replace(work, prompts=work.prompts[:1]))
-    return ways
+    device, ends = model.device.type, end_token_ids(model, tokenizer)
+    if way == "f":
+        source, length = resolve_model(str(folder)), work.max_new_tokens
+        engine = VllmEngine(source, tokenizer, device, "float32", length, work.batch_size, max_model_len=room)
+        function = partial(ask_engine, engine, ends)
+    else:
+        on_cpu = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES} if device == "cpu" else {}
+        engine = vllm.LLM(
+            model=str(folder),
+            dtype="float32",
+            max_num_seqs=work.batch_size,
+            max_model_len=room,
+            generation_config="vllm",
+            **on_cpu,
+        )
+        function = partial(run_vllm, engine, sorted(ends))
+    guard = guard_children()
+    function(replace(work, prompts=work.prompts[:1]))  # the first steps compile what the others use
+    try:
+        yield function
+    finally:
+        guard.communicate()
 
 
 def run_vllm(llm, ends: list[int], work: Work) -> list[Answer]:
@@ -320,10 +323,15 @@ def time_matrix_product(dtype: str, device) -> float:
     return 2 * SIZE**3 / min(times) / 1e9
 
 
+def here(function: Callable, *args, **kwargs) -> Callable:
+    """Starts a way for which nothing has to be started."""
+    return partial(nullcontext, partial(function, *args, **kwargs))
+
+
 def prepare_ways(
     args, source, model, tokenizer, work: Work, speeds: dict[str, float], folder: Path
 ) -> tuple[dict[str, tuple], dict[str, str]]:
-    """By way its model and a function of the work; and why the others that were asked for are skipped.
+    """By way its model and what starts it, a context with a function of the work; and why others are skipped.
 
     Args:
         folder: for weights that another engine is to read.
@@ -333,10 +341,10 @@ def prepare_ways(
     from cot.utils.model_names import BUNDLED, resolve_model
 
     ways: dict[str, tuple] = {
-        "a": (model, partial(run_generate, model, tokenizer, rows_at_once=1)),
-        "b": (model, partial(run_generate, model, tokenizer, rows_at_once=work.batch_size)),
-        "c": (model, partial(run_engine, model, tokenizer)),
-        "h": (model, partial(run_engine, model, tokenizer, batch_invariant=True)),
+        "a": (model, here(run_generate, model, tokenizer, rows_at_once=1)),
+        "b": (model, here(run_generate, model, tokenizer, rows_at_once=work.batch_size)),
+        "c": (model, here(run_engine, model, tokenizer)),
+        "h": (model, here(run_engine, model, tokenizer, batch_invariant=True)),
     }
     skipped = {}
     if "d" in args.ways:
@@ -344,13 +352,14 @@ def prepare_ways(
             skipped["d"] = "this processor is slow at it"
         else:
             half = copy.deepcopy(model).to(torch.bfloat16)
-            ways["d"] = (half, partial(run_engine, half, tokenizer))
+            ways["d"] = (half, here(run_engine, half, tokenizer))
     if {"e", "f"} & set(args.ways):
-        try:
-            started = start_vllm(folder, model, tokenizer, work)
-            ways |= {way: (model, function) for way, function in started.items()}
-        except ImportError:
+        if importlib.util.find_spec("vllm") is None:
             skipped |= dict.fromkeys({"e", "f"} & set(args.ways), "vLLM is not installed")
+        else:
+            for part in (model, tokenizer):
+                part.save_pretrained(folder)
+            ways |= {way: (model, partial(start_vllm, way, folder, model, tokenizer, work)) for way in "ef"}
     if "g" in args.ways:
         path = resolve_model(BUNDLED).path if source.kind == "bundled" else source.path
         if path is None or path.suffix != ".gguf":
@@ -358,7 +367,7 @@ def prepare_ways(
         else:
             try:
                 server = start_llama_cpp(path, work, torch.get_num_threads())
-                ways["g"] = (model, partial(run_llama_cpp, server))
+                ways["g"] = (model, here(run_llama_cpp, server))
             except ImportError:
                 skipped["g"] = "pip install xllamacpp"
     return {way: ways[way] for way in args.ways if way in ways}, skipped
@@ -448,8 +457,9 @@ def main(argv: list[str] | None = None) -> int:
         work = Work(prompts, args.temperatures, args.max_new_tokens, args.batch_size, kind == "forced")
         print(f"\n{kind + ' lengths':<26}" + "".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
         greedy = {}
-        for way, (used, function) in ways.items():
-            figures = measure(function, used, work, is_here=way not in ELSEWHERE)
+        for way, (used, start) in ways.items():
+            with start() as function:
+                figures = measure(function, used, work, is_here=way not in ELSEWHERE)
             runs.append({"way": way, "name": WAYS[way], "lengths": kind, **figures})
             print(f"{way}  {WAYS[way]:<23}" + "".join(cells(figures)), flush=True)
             texts = [answer["text"] for answer in figures["answers"]]

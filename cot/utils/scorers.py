@@ -43,10 +43,10 @@ class Scorers:
     def embed(self, records: Collection[dict]) -> None:
         """Embeds the texts of some answers, so that `add_metrics` need not.
 
-        What fails is left to it: memory may end only because the models lie beside.
+        What fails is left to it: it finds the text, and memory may end only because the models lie beside.
         """
         _, texts, golds = _valid(records)
-        with suppress(UserError, RuntimeError, MemoryError):
+        with suppress(UserError, MemoryError, *TEXT_ERRORS):
             semantic_similarity(texts, golds, self.embedder)
 
     def add_metrics(self, records: Collection[dict]) -> None:
