@@ -30,6 +30,7 @@ import copy
 import importlib.util
 import json
 import math
+import os
 import sys
 import tempfile
 import threading
@@ -209,8 +210,10 @@ def start_vllm(way: str, folder: Path, model, tokenizer, work: Work) -> Iterator
 
     from cot.utils.model_names import resolve_model
     from cot.utils.models import end_token_ids
-    from cot.utils.vllm_engine import CPU_CACHE_BYTES, VllmEngine
+    from cot.utils.vllm_engine import CPU_CACHE_BYTES, ENVIRONMENT, VllmEngine
 
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     room = max(map(len, work.prompts)) + work.max_new_tokens
     device, ends = model.device.type, end_token_ids(model, tokenizer)
     if way == "f":

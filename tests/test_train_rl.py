@@ -326,6 +326,11 @@ def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finishe
     states = sorted(path.name for path in (tmp_path / "checkpoint-4").glob("rng_state_*.pth"))
     assert states == ["rng_state_0.pth", "rng_state_1.pth"]  # there were two
 
+    # one process goes on with the prompts that come next
+    alone = tmp_path.with_name("alone")
+    assert train(*flags(output_dir=alone, resume=tmp_path / "checkpoint-2", **MIXED)) == 0
+    assert prompts_seen(alone) == [seen for seen in prompts_seen(finished) if seen[0] > 2]
+
 
 def test_a_signal_to_one_process_ends_both_at_the_same_step(flags, tmp_path):
     said = [tmp_path.with_name(f"said_{rank}.txt") for rank in (0, 1)]
@@ -367,6 +372,12 @@ def test_sharded_weights_learn_from_the_same_prompts_and_are_saved_whole(finishe
         name: weight.shape for name, weight in whole.items()
     }
     assert all(saved_steps(tmp_path).values())
+
+    # a part of a checkpoint that is spread is no policy
+    alone = tmp_path.with_name("alone")
+    options = MIXED | {"beta": 0.1, "resume": tmp_path / "checkpoint-2"}
+    code, _, error = run_here(main, *flags(output_dir=alone, **options))
+    assert code == 2 and "saved in parts by FSDP; continue it under accelerate launch --use_fsdp" in error
 
 
 def test_a_steps_time_is_split_into_its_stages(finished):

@@ -29,8 +29,9 @@ for pid in sys.argv[1:]:
         os.kill(int(pid), signal.SIGKILL)
 """
 WAIT_S = 600.0  # that process 0 may take longer than another to open the run
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LAUNCHER_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
+LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE"}
+LAUNCHER |= {"ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+LAUNCHER_PREFIXES = ("TORCHELASTIC_", "ACCELERATE_")
 
 
 def launcher_variables() -> list[str]:

@@ -28,6 +28,7 @@ ENVIRONMENT = {  # what is set by the user stays
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # the last line on standard output is the script's
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # of two cores it would leave one idle
 }
 
 
