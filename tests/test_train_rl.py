@@ -327,7 +327,7 @@ def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finishe
     assert states == ["rng_state_0.pth", "rng_state_1.pth"]  # there were two
 
     # one process goes on with the prompts that come next
-    alone = tmp_path.with_name("alone")
+    alone = tmp_path / "alone"
     assert train(*flags(output_dir=alone, resume=tmp_path / "checkpoint-2", **MIXED)) == 0
     assert prompts_seen(alone) == [seen for seen in prompts_seen(finished) if seen[0] > 2]
 
@@ -374,7 +374,7 @@ def test_sharded_weights_learn_from_the_same_prompts_and_are_saved_whole(finishe
     assert all(saved_steps(tmp_path).values())
 
     # a part of a checkpoint that is spread is no policy
-    alone = tmp_path.with_name("alone")
+    alone = tmp_path / "alone"
     options = MIXED | {"beta": 0.1, "resume": tmp_path / "checkpoint-2"}
     code, _, error = run_here(main, *flags(output_dir=alone, **options))
     assert code == 2 and "saved in parts by FSDP; continue it under accelerate launch --use_fsdp" in error
