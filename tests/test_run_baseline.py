@@ -34,6 +34,7 @@ from cot.utils.files import encode_record
 from cot.utils.paths import PROFILES_DIR
 from cot.utils.questions import question_of
 from cot.utils.results import environment
+from cot.utils.scorers import Scorers
 from cot.utils.textbook import generate_exercises, load_chapters
 from rl import simulate_students
 
@@ -137,6 +138,23 @@ def test_the_jq_lines_of_the_sweeps_run(factorial):
     table, comparisons = run_lines(whole, factorial[1])
     assert [line.split("\t")[:2] for line in table.splitlines()] == [[arm, "8"] for arm in ARMS]
     assert len(comparisons.splitlines()) == 5
+
+
+def test_texts_are_embedded_as_their_batches_come(tiny_long, tmp_path, monkeypatch):
+    embedded, embed = [], Scorers.embed
+
+    def note(self, records):
+        journal = only(tmp_path, "journal_*.jsonl").read_text()
+        assert all(encode_record(record).decode() in journal for record in records)  # kept already
+        embedded.append(len(records))
+        embed(self, records)
+
+    monkeypatch.setattr(Scorers, "embed", note)
+    flags = ["--model_name", tiny_long, "--subset_size", "3", "--temperatures", "0.0", "--batch_size", "2"]
+    sweep(run_baseline_cot.main, tmp_path, *flags)
+    assert embedded == [2, 1]
+    (record, *_) = read_strictly(only(tmp_path, "results_*.json"))["results"]
+    assert isinstance(record["semantic_similarity"], float)
 
 
 def test_memory_as_of_a_moment_shows_nothing_later(tiny_long, tmp_path):
