@@ -34,6 +34,8 @@ from rl.rollouts import MemoryTrainer, make_generation_neutral, prepare_vllm
 from rl.runs import mark_complete
 from rl.settings import make_adapter
 
+FREED_WITHIN_S = 0.2  # what the library's threads hold, after the last word between the processes
+
 
 def start_processes():
     """This process among those of the run: accelerate's state, alone unless launched with others.
@@ -83,9 +85,11 @@ def part_processes(processes) -> None:
     """Lets the processes of a run that has ended go: all at once, and none with a connection open.
 
     One that leaves early does so while its library's threads still talk to the others, and may abort there:
-    the launcher would then end the one that is still writing the results.
+    the launcher would then end the one that is still writing the results. The threads themselves need this
+    one to free what they were given last: were they joined at once, both would wait for ever.
     """
     processes.wait_for_everyone()
+    time.sleep(FREED_WITHIN_S)
     processes.destroy_process_group()
 
 
