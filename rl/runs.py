@@ -7,7 +7,6 @@ counts.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from cot.utils.paths import DATA_DIR, writable_dir
 
 COMPLETE = "complete.json"
 SET_ASIDE = "broken-"
-FSDP_PARTS = "pytorch_model_fsdp*"  # of a checkpoint
 # Parts of a run's identity that are a hash of files and no flag, and what to call them.
 CONTENTS = {
     "code_version": "the code",
@@ -134,9 +132,6 @@ def _pick_checkpoint(path: Path, identity: dict, resume: str) -> Path | None:
     checkpoint = find_checkpoint(path, resume)
     if checkpoint is not None:
         refuse_changes(read_run(checkpoint.parent).get("config", {}).get("identity", {}), identity)
-        if any(checkpoint.glob(FSDP_PARTS)) and not os.environ.get("ACCELERATE_USE_FSDP"):
-            problem = "it was saved in parts by FSDP; continue it under accelerate launch --use_fsdp"
-            raise UserError(f"{checkpoint}: {problem}, or start anew with --resume never")
     return checkpoint
 
 

@@ -186,11 +186,11 @@ def run(args: argparse.Namespace) -> int:
         make_alarms,
         make_evaluator,
         make_trainer,
-        model_can_answer,
         part_processes,
         settle_devices,
         start_processes,
         train_to_the_end,
+        weights_are_sharded,
     )
 
     # where the run lies, and whether it continues one
@@ -233,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
         reasoning=prompt_format.reasoning,
     )
     evaluate = None
-    if data.held_out and model_can_answer():
+    if data.held_out and not weights_are_sharded():
         evaluate = make_evaluator(
             tokenizer=tokenizer,
             arms=data.arms,

@@ -3,8 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import datasets
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig
@@ -63,16 +62,6 @@ def place() -> tuple[int, int]:
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 
-def gather(values: list) -> list:
-    """Those of all processes, in their order; every process asks at the same point."""
-    _, count = place()
-    if count == 1:
-        return values
-    parts: list = [None] * count
-    torch.distributed.all_gather_object(parts, values)
-    return [value for part in parts for value in part]
-
-
 def asked_to_end(device: torch.device | str) -> bool:
     """Whether a signal asked any process of the run to end; from then on it counts as everyone's."""
     signum = largest(signal_received(), device)
@@ -98,35 +87,6 @@ def weights_are_sharded() -> bool:
     return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
 
 
-def fsdp_2_is_used() -> bool:
-    """Whether the launcher chose FSDP 2."""
-    return parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2"
-
-
-def model_can_answer() -> bool:
-    """Whether a pass of the bare model computes with whole weights: under FSDP 1 and DeepSpeed none does."""
-    return fsdp_2_is_used() or not weights_are_sharded()
-
-
-@contextmanager
-def in_step(model) -> Iterator[None]:
-    """Lets each process ask spread weights something of its own.
-
-    A forward pass takes all processes, as each holds a part of every layer. One that has no more to ask goes
-    on computing with the others until they are done.
-    """
-    device = model.device
-    join = model.register_forward_pre_hook(lambda *_: largest(1, device) and None, prepend=True)
-    try:
-        yield
-    finally:
-        join.remove()
-        anything = torch.zeros(1, 1, dtype=torch.long, device=device)
-        with torch.no_grad():
-            while largest(0, device):
-                model(input_ids=anything)
-
-
 def settle_devices(config: GRPOConfig, use_peft: bool) -> None:
     """Without a launcher one GPU is used; with FSDP 2 the reference policy has to be right in every process.
 
@@ -136,7 +96,8 @@ def settle_devices(config: GRPOConfig, use_peft: bool) -> None:
     if line := use_one_gpu(config):
         print(line, flush=True)
     spared = parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
-    if fsdp_2_is_used() and spared and config.beta and not use_peft:
+    fsdp_2 = parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2"
+    if fsdp_2 and spared and config.beta and not use_peft:
         remedy = "add --fsdp_cpu_ram_efficient_loading false to accelerate launch, or use --beta 0"
         raise UserError(f"FSDP 2 spoils the reference policy that --beta {config.beta:g} needs: {remedy}")
 
@@ -298,9 +259,8 @@ def make_evaluator(
         rank, count = place()
         own = slice(len(rows) * rank // count, len(rows) * (rank + 1) // count)
         engine = TransformersEngine(model, tokenizer, max_new_tokens)
-        with in_step(model) if weights_are_sharded() else nullcontext():
-            answers = answer_now(engine, rows[own], prompts[own], arms.truths, seed)
-        records = gather(answers)
+        answers = answer_now(engine, rows[own], prompts[own], arms.truths, seed)
+        records = gather_object(answers) if count > 1 else answers
         model.train(was_training)
         if rank:
             return {}
@@ -350,7 +310,7 @@ class Recorder(TrainerCallback):
     Args:
         metrics: the file, appended to by the main process.
         alarms: what is told every step's metrics, those of an earlier attempt included.
-        evaluate: from the model to its held-out scores, flat; None where it cannot answer.
+        evaluate: from the model to its held-out scores, flat; None where the model is spread over devices.
         eval_every: steps between two evaluations.
         save_minutes: time between two checkpoints, beside those by steps.
     """

@@ -344,8 +344,8 @@ def test_a_signal_to_one_process_ends_both_at_the_same_step(flags, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_sharded_weights_learn_from_the_same_prompts_and_are_saved_whole(finished, flags, tmp_path):
-    """FSDP 2. At the first step the policy is the reference: their divergence is 0."""
+def test_a_launch_with_flags_of_fsdp_learns_from_the_same_prompts(finished, flags, tmp_path):
+    """On a CPU accelerate spreads no weights. At the first step the policy is the reference: they agree."""
     from safetensors.torch import load_file
 
     launcher = ["accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
@@ -365,19 +365,12 @@ def test_sharded_weights_learn_from_the_same_prompts_and_are_saved_whole(finishe
     lines = read_lines(tmp_path / "metrics.jsonl")
     first, second, *_ = (line for line in lines if "loss" in line)
     assert first["kl"] == 0 and second["kl"] > 0
-    assert lines[0] == read_lines(finished / "metrics.jsonl")[0]  # held-out exercises, answered together
     whole = load_file(finished / "model" / "model.safetensors")
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert {name: weight.shape for name, weight in saved.items()} == {
         name: weight.shape for name, weight in whole.items()
     }
     assert all(saved_steps(tmp_path).values())
-
-    # a part of a checkpoint that is spread is no policy
-    alone = tmp_path / "alone"
-    options = MIXED | {"beta": 0.1, "resume": tmp_path / "checkpoint-2"}
-    code, _, error = run_here(main, *flags(output_dir=alone, **options))
-    assert code == 2 and "saved in parts by FSDP; continue it under accelerate launch --use_fsdp" in error
 
 
 def test_a_steps_time_is_split_into_its_stages(finished):
