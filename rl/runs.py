@@ -88,13 +88,19 @@ class RunFolder:
 
 
 def open_run(
-    output_dir: Path | None, source: ModelSource, identity: dict, resume: str, processes
+    output_dir: Path | None,
+    source: ModelSource,
+    identity: dict,
+    resume: str,
+    processes,
+    spread: bool = False,
 ) -> RunFolder:
     """The named folder; else the unfinished run of the very same settings; else a new one.
 
     Args:
         identity: settings that decide the run; the code and the model's revision are added.
         resume: `auto`, `never` or a checkpoint's folder.
+        spread: FSDP spreads the weights over the processes.
 
     Raises:
         UserError: a finished run, another process at it, or a checkpoint made with other settings.
@@ -110,7 +116,7 @@ def open_run(
             path = writable_dir(output_dir or _unnamed_folder(source, identity, resume))
             busy = f"--output_dir {path}: another process trains there; wait for it or stop it"
             lock = lock_file(path / "run.lock", busy)
-            checkpoint = _pick_checkpoint(path, identity, resume)
+            checkpoint = _pick_checkpoint(path, identity, resume, spread)
             earlier = read_run(checkpoint.parent if checkpoint else path)
             if checkpoint or (resume == "auto" and earlier.get("config", {}).get("identity") == identity):
                 started = earlier.get("started", started)
@@ -126,12 +132,15 @@ def open_run(
     return RunFolder(path, identity, checkpoint, started, processes, lock)
 
 
-def _pick_checkpoint(path: Path, identity: dict, resume: str) -> Path | None:
+def _pick_checkpoint(path: Path, identity: dict, resume: str, spread: bool) -> Path | None:
     if read_run(path).get("status") == "success" and resume != "never":
         raise UserError(f"--output_dir {path}: this run is finished; name another folder")
     checkpoint = find_checkpoint(path, resume)
     if checkpoint is not None:
         refuse_changes(read_run(checkpoint.parent).get("config", {}).get("identity", {}), identity)
+        if any(checkpoint.glob("pytorch_model_fsdp*")) != spread:
+            how = "without FSDP" if spread else "under FSDP, in several processes"
+            raise UserError(f"{checkpoint}: made {how}; continue it so, or start in another --output_dir")
     return checkpoint
 
 

@@ -186,19 +186,22 @@ def run(args: argparse.Namespace) -> int:
         make_alarms,
         make_evaluator,
         make_trainer,
+        may_evaluate,
         part_processes,
+        save_policy,
         settle_devices,
+        spreads_weights,
         start_processes,
         train_to_the_end,
-        weights_are_sharded,
     )
 
     # where the run lies, and whether it continues one
     processes = start_processes()
     config = make_config(args, processes.num_processes)
-    settle_devices(config, args.use_peft)
+    settle_devices(config, args.use_peft, processes)
     identity = {name: flags_of(args)[name] for name in IDENTITY} | data.fingerprints
-    run_folder = open_run(args.output_dir, source, identity, args.resume, processes)
+    spread = spreads_weights(processes)
+    run_folder = open_run(args.output_dir, source, identity, args.resume, processes, spread)
     folder = run_folder.path
     config.output_dir, config.run_name = str(folder), folder.name
     print(f"model: {source.name}\ndata:  {args.dataset}\nrun:   {folder}", flush=True)
@@ -233,7 +236,7 @@ def run(args: argparse.Namespace) -> int:
         reasoning=prompt_format.reasoning,
     )
     evaluate = None
-    if data.held_out and not weights_are_sharded():
+    if data.held_out and may_evaluate(processes):
         evaluate = make_evaluator(
             tokenizer=tokenizer,
             arms=data.arms,
@@ -274,7 +277,7 @@ def run(args: argparse.Namespace) -> int:
         run_folder.close(record, "error")
         part_processes(processes)
         raise UserError(f"stopped at step {step}: {recorder.stopped}", EXIT_UNEXPECTED)
-    trainer.save_model(str(folder / "model"))  # every process takes part
+    save_policy(trainer, folder / "model")
     if processes.is_main_process:
         tokenizer.save_pretrained(folder / "model")
         run_folder.finish(record)

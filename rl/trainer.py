@@ -3,7 +3,8 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,10 @@ import datasets
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
 from datasets import Dataset
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
@@ -82,12 +85,40 @@ def part_processes(processes) -> None:
     processes.destroy_process_group()
 
 
-def weights_are_sharded() -> bool:
-    """Whether FSDP or DeepSpeed, chosen by the launcher, spreads the weights over the processes."""
-    return any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")))
+def spreads_weights(processes) -> bool:
+    """Whether FSDP spreads the weights over the processes; told to on a CPU, accelerate does not."""
+    whole = DistributedType.NO, DistributedType.MULTI_CPU
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") and processes.distributed_type not in whole
 
 
-def settle_devices(config: GRPOConfig, use_peft: bool) -> None:
+def may_evaluate(processes) -> bool:
+    """Whether held-out exercises can be answered: each process has all weights, or FSDP 2 can gather them."""
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return False
+    return not spreads_weights(processes) or os.environ.get("FSDP_VERSION") == "2"
+
+
+@contextmanager
+def whole_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Each process holds all weights in the block, so that no pass through the model waits for another's.
+
+    All processes enter and leave at the same point. Without FSDP 2 they hold them anyway.
+    """
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.reshard()
+            if shard is not model:  # the outermost keeps its few between the passes of a step
+                again = AcceleratorState().fsdp_plugin.reshard_after_forward
+                shard.set_reshard_after_forward(again, recurse=False)
+
+
+def settle_devices(config: GRPOConfig, use_peft: bool, processes) -> None:
     """Without a launcher one GPU is used; with FSDP 2 the reference policy has to be right in every process.
 
     Raises:
@@ -95,9 +126,12 @@ def settle_devices(config: GRPOConfig, use_peft: bool) -> None:
     """
     if line := use_one_gpu(config):
         print(line, flush=True)
+    if not spreads_weights(processes):
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            print("FSDP:  off; accelerate spreads no weights on a CPU", flush=True)
+        return
     spared = parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
-    fsdp_2 = parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") == "2"
-    if fsdp_2 and spared and config.beta and not use_peft:
+    if os.environ.get("FSDP_VERSION") == "2" and spared and config.beta and not use_peft:
         remedy = "add --fsdp_cpu_ram_efficient_loading false to accelerate launch, or use --beta 0"
         raise UserError(f"FSDP 2 spoils the reference policy that --beta {config.beta:g} needs: {remedy}")
 
@@ -124,7 +158,8 @@ def load_base(args, source: ModelSource, processes, tokenizer, started: str) -> 
     prompt_format = format_of(args, tokenizer, source, started=read_timestamp(started))
     # of a model that is spread over devices, the trainer brings each part to its place; of several processes
     # on a CPU accelerate numbers the CPU
-    on_cpu = weights_are_sharded() or processes.device.type == "cpu"
+    spread = spreads_weights(processes) or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    on_cpu = spread or processes.device.type == "cpu"
     device = "cpu" if on_cpu else str(processes.device)
     # half of the bits will do for weights that stay as they are; those that an optimizer moves need all
     dtype = "auto" if args.use_peft else "float32"
@@ -198,6 +233,13 @@ def train_to_the_end(trainer, checkpoint: Path | None) -> None:
         raise UserError(f"out of memory; try {smaller_batch(trainer.args)}", EXIT_UNEXPECTED) from error
 
 
+def save_policy(trainer, folder: Path) -> None:
+    """Saves the weights, or the adapter; every process takes part, as each may hold a share of them."""
+    if trainer.is_fsdp_enabled:  # by itself it saves none at the end
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(folder))
+
+
 def smaller_batch(config: GRPOConfig) -> str:
     """What to try after memory ran out: the next valid batch, else what else saves memory."""
     size = config.per_device_train_batch_size
@@ -259,7 +301,8 @@ def make_evaluator(
         rank, count = place()
         own = slice(len(rows) * rank // count, len(rows) * (rank + 1) // count)
         engine = TransformersEngine(model, tokenizer, max_new_tokens)
-        answers = answer_now(engine, rows[own], prompts[own], arms.truths, seed)
+        with whole_weights(model):
+            answers = answer_now(engine, rows[own], prompts[own], arms.truths, seed)
         records = gather_object(answers) if count > 1 else answers
         model.train(was_training)
         if rank:
@@ -351,7 +394,8 @@ class Recorder(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        if not all(gradient.isfinite().all() for gradient in gradients):
+        broken = not all(gradient.isfinite().all() for gradient in gradients)
+        if largest(broken, model.device):  # of spread weights a process sees its own parts alone
             for weight in model.parameters():
                 weight.grad = None  # one bad step must not make every later text impossible to sample
 
@@ -367,6 +411,7 @@ class Recorder(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         self._saved = time.monotonic()
+        PartialState().wait_for_everyone()  # each writes a part of the checkpoint
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 

@@ -4,16 +4,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from conftest import ENVIRONMENT, REPO_ROOT, fork_here, read_lines, read_strictly, run_here, wait_for_exit
+from accelerate.utils import DistributedType
+from conftest import fork_here, read_lines, read_strictly, run_here, wait_for_exit
 from transformers import AutoTokenizer
 
 from cot.utils.models import load_model
@@ -23,10 +23,10 @@ from rl.rewards import TUTOR_WEIGHTS
 from rl.settings import fill_preset
 from rl.splits import load_data
 from rl.train_rl_memory import IDENTITY, build_data, main, parse_args
+from rl.trainer import Recorder
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = "rl/train_rl_memory.py"
 WEIGHTS = TUTOR_WEIGHTS | {"coin": 0.5}
 
 
@@ -277,8 +277,6 @@ def test_not_a_number_stops_the_run_before_it_reaches_the_weights(flags, tmp_pat
 
 
 def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch):
-    import torch
-
     from rl.rollouts import MemoryTrainer
 
     def full(*_args, **_kwargs):
@@ -289,8 +287,30 @@ def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch)
     assert code == 1 and "try --per_device_train_batch_size 4" in error
 
 
-def start_two(*argv, said: list[Path]) -> list[int]:
-    """Two processes of one training, forked here; each fails where it ends with a connection open."""
+def spread_over_cpus() -> None:
+    """Lets accelerate spread weights by FSDP 2 over CPU processes: it does so where it counts GPUs."""
+    told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+    os.environ.update(told | {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"})
+    begin = PartialState.__init__
+
+    def count_as_gpus(state, *args, **kwargs) -> None:
+        begin(state, *args, **kwargs)
+        if state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = count_as_gpus
+
+
+def train_by_two(*argv, folder: Path, before=lambda rank: None, stop=lambda processes: None):
+    """The exit codes of two processes of one training, forked here, and what the first has said.
+
+    Each fails where it ends with a connection open.
+
+    Args:
+        folder: of the run.
+        before: called in each process, with its number.
+        stop: called with the processes' ids.
+    """
     from torch.distributed import TCPStore, is_initialized
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -302,6 +322,7 @@ def start_two(*argv, said: list[Path]) -> list[int]:
         for state in (AcceleratorState, GradientState, PartialState):  # of this test's own process
             state._shared_state.clear()
         be_process.store = store  # as long as the process lives
+        before(rank)
 
     def train_and_part(argv: list[str]) -> int:
         code = main(argv)
@@ -309,76 +330,112 @@ def start_two(*argv, said: list[Path]) -> list[int]:
         return code
 
     train_and_part.__module__ = main.__module__
-    return [
-        fork_here(train_and_part, *argv, said=said[rank], before=partial(be_process, rank)) for rank in (0, 1)
+    said = [folder.with_name(f"{folder.name}_said_{rank}.txt") for rank in (0, 1)]
+    flags = [*argv, f"--output_dir={folder}"]
+    processes = [
+        fork_here(train_and_part, *flags, said=said[rank], before=partial(be_process, rank))
+        for rank in (0, 1)
     ]
+    stop(processes)
+    codes = [wait_for_exit(process) for process in processes]
+    print(said[0].read_text()[-3000:])  # pytest shows it when the test fails
+    return codes, said[0].read_text()
 
 
-def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, flags, tmp_path):
-    said = [tmp_path.with_name(f"said_{rank}.txt") for rank in (0, 1)]
-    processes = start_two(*flags(output_dir=tmp_path, **MIXED), said=said)
-    assert [wait_for_exit(process) for process in processes] == [0, 0], said[0].read_text()[-3000:]
-    assert prompts_seen(tmp_path) == prompts_seen(finished)  # both processes' groups, in order
-    one, two = (read_lines(run / "metrics.jsonl") for run in (finished, tmp_path))
+@pytest.fixture(scope="module")
+def by_two(flags, tmp_path_factory) -> Path:
+    """The run of `finished`, in two processes."""
+    folder = tmp_path_factory.mktemp("by_two")
+    assert train_by_two(*flags(**MIXED), folder=folder)[0] == [0, 0]
+    return folder
+
+
+def test_two_processes_see_the_prompts_of_one_and_write_one_set_of_files(finished, by_two, flags, tmp_path):
+    assert prompts_seen(by_two) == prompts_seen(finished)  # both processes' groups, in order
+    one, two = (read_lines(run / "metrics.jsonl") for run in (finished, by_two))
     assert [line["step"] for line in one] == [line["step"] for line in two]
     assert one[0] == two[0] and "eval/accuracy" in one[0]  # each answered half of the held-out exercises
-    assert (tmp_path / "model" / "model.safetensors").exists() and (tmp_path / "curves.png").exists()
-    states = sorted(path.name for path in (tmp_path / "checkpoint-4").glob("rng_state_*.pth"))
+    assert (by_two / "model" / "model.safetensors").exists() and (by_two / "curves.png").exists()
+    states = sorted(path.name for path in (by_two / "checkpoint-4").glob("rng_state_*.pth"))
     assert states == ["rng_state_0.pth", "rng_state_1.pth"]  # there were two
 
     # one process goes on with the prompts that come next
-    alone = tmp_path / "alone"
-    assert train(*flags(output_dir=alone, resume=tmp_path / "checkpoint-2", **MIXED)) == 0
-    assert prompts_seen(alone) == [seen for seen in prompts_seen(finished) if seen[0] > 2]
+    assert train(*flags(output_dir=tmp_path, resume=by_two / "checkpoint-2", **MIXED)) == 0
+    assert prompts_seen(tmp_path) == [seen for seen in prompts_seen(finished) if seen[0] > 2]
 
 
 def test_a_signal_to_one_process_ends_both_at_the_same_step(flags, tmp_path):
-    said = [tmp_path.with_name(f"said_{rank}.txt") for rank in (0, 1)]
-    processes = start_two(*flags(output_dir=tmp_path, **MIXED | {"max_steps": 500}), said=said)
-    wait_for(tmp_path / "metrics.jsonl", lines=2)
-    os.kill(processes[1], signal.SIGTERM)
-    assert [wait_for_exit(process) for process in processes] == [143, 143], said[0].read_text()[-3000:]
+    def stop(processes: list[int]) -> None:
+        wait_for(tmp_path / "metrics.jsonl", lines=2)
+        os.kill(processes[1], signal.SIGTERM)
+
+    codes, said = train_by_two(*flags(**MIXED | {"max_steps": 500}), folder=tmp_path, stop=stop)
+    assert codes == [143, 143]
     assert read_strictly(tmp_path / "run.json")["status"] == "cancelled"
     ((step, is_whole),) = saved_steps(tmp_path).items()
-    assert is_whole and f"step {step} is saved" in said[0].read_text()
+    assert is_whole and f"step {step} is saved" in said
     assert not (tmp_path / "model").exists()
 
 
-def test_a_launch_with_flags_of_fsdp_learns_from_the_same_prompts(finished, flags, tmp_path):
-    """On a CPU accelerate spreads no weights. At the first step the policy is the reference: they agree."""
-    from safetensors.torch import load_file
-
-    launcher = ["accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"]
-    launcher += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-    launcher += ["--fsdp_cpu_ram_efficient_loading", "false"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    argv = flags(output_dir=tmp_path, **MIXED | {"beta": 0.1})
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(REPO_ROOT / SCRIPT), *argv],
-        env=ENVIRONMENT | {"PYTHONPATH": str(REPO_ROOT) + os.pathsep + os.environ.get("PYTHONPATH", "")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert prompts_seen(tmp_path) == prompts_seen(finished)
-    lines = read_lines(tmp_path / "metrics.jsonl")
-    first, second, *_ = (line for line in lines if "loss" in line)
-    assert first["kl"] == 0 and second["kl"] > 0
-    whole = load_file(finished / "model" / "model.safetensors")
-    saved = load_file(tmp_path / "model" / "model.safetensors")
-    assert {name: weight.shape for name, weight in saved.items()} == {
-        name: weight.shape for name, weight in whole.items()
-    }
-    assert all(saved_steps(tmp_path).values())
+# --- weights that are spread over the processes -----------------------------------------------------------
 
 
-def test_a_steps_time_is_split_into_its_stages(finished):
-    steps = [line for line in read_lines(finished / "metrics.jsonl") if "loss" in line]
-    assert len(steps) == 4
-    for step in steps:
-        stages = [step[f"{stage}_s"] for stage in ("generate", "logprobs", "reward", "backward")]
-        assert min(stages) > 0 and sum(stages) == pytest.approx(step["step_s"])
-        # 2 groups of 4 completions
-        tokens = step["tokens_per_second"] * step["generate_s"]
-        assert tokens == pytest.approx(8 * step["completions/mean_length"])
+@pytest.fixture(scope="module")
+def spread(flags, tmp_path_factory) -> Path:
+    """The run of `by_two`, with FSDP 2."""
+    folder = tmp_path_factory.mktemp("spread")
+    codes, _ = train_by_two(*flags(**MIXED), folder=folder, before=lambda rank: spread_over_cpus())
+    assert codes == [0, 0]
+    return folder
+
+
+TIMES = {"step_time", "step_s", "generate_s", "logprobs_s", "backward_s", "reward_s", "reward_share"}
+TIMES |= {"tokens_per_second"}
+
+
+def weights_of(run: Path) -> dict:
+    return load_model(str(run / "model"), "cpu", "float32")[0].state_dict()
+
+
+def assert_same_training(run: Path, other: Path) -> None:
+    """The same steps and held-out scores, but for what they took, and the same weights."""
+    lines, others = (read_lines(folder / "metrics.jsonl") for folder in (run, other))
+    for line, expected in zip(lines, others[-len(lines) :], strict=True):
+        for key in expected.keys() - TIMES:
+            assert line[key] == pytest.approx(expected[key], abs=1e-5), key
+    torch.testing.assert_close(weights_of(run), weights_of(other))
+
+
+def test_spread_weights_learn_what_whole_ones_learn_and_are_saved_whole(by_two, spread):
+    parts = [path.name for path in (spread / "checkpoint-2" / "pytorch_model_fsdp_0").glob("*.distcp")]
+    assert sorted(parts) == ["__0_0.distcp", "__1_0.distcp"]
+    assert saved_steps(spread) == {2: True, 4: True}
+    assert_same_training(spread, by_two)
+
+
+def test_a_checkpoint_of_spread_weights_is_continued_under_fsdp_alone(by_two, spread, flags, tmp_path):
+    newer = flags(resume=spread / "checkpoint-2", **MIXED)
+    codes, _ = train_by_two(*newer, folder=tmp_path / "on", before=lambda rank: spread_over_cpus())
+    assert codes == [0, 0]
+    assert_same_training(tmp_path / "on", spread)
+
+    refused = f"{spread / 'checkpoint-2'}: made under FSDP, in several processes; continue it so"
+    assert run_here(main, *newer, f"--output_dir={tmp_path / 'alone'}")[2].startswith(f"error: {refused}")
+
+
+def test_not_a_number_in_one_process_alone_keeps_all_from_the_step(flags, tmp_path):
+    def spoil(rank: int) -> None:
+        spread_over_cpus()
+        look = Recorder.on_pre_optimizer_step
+
+        def spoil_and_look(*args, model, **kwargs) -> None:
+            if rank:
+                for weight in model.parameters():
+                    weight.grad.to_local().fill_(float("nan"))
+            look(*args, model=model, **kwargs)
+
+        Recorder.on_pre_optimizer_step = spoil_and_look
+
+    codes, _ = train_by_two(*flags(beta=0.1), folder=tmp_path, before=spoil)
+    assert codes == [0, 0]
+    assert [line["kl"] for line in read_lines(tmp_path / "metrics.jsonl") if "kl" in line] == [0, 0]

@@ -1,11 +1,11 @@
 """Around a training: the held-out evaluation, the advice when memory is full, and what devices allow."""
 
 import json
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from conftest import plant_policy
 from transformers import Qwen2ForCausalLM
 from trl import GRPOConfig
@@ -116,24 +116,32 @@ def test_held_out_answers_for_which_memory_ran_out_are_left_out(evaluator, polic
 
 
 @pytest.mark.parametrize(
-    ("spared", "beta", "use_peft", "refused"),
+    ("spared", "beta", "use_peft", "distributed", "said"),
     [
-        ("true", 0.1, False, True),
-        ("true", 0.0, False, False),
-        ("true", 0.1, True, False),
-        ("false", 0.1, False, False),
+        ("true", 0.1, False, "FSDP", "add --fsdp_cpu_ram_efficient_loading false"),
+        ("true", 0.0, False, "FSDP", ""),
+        ("true", 0.1, True, "FSDP", ""),
+        ("false", 0.1, False, "FSDP", ""),
+        (
+            "true",
+            0.1,
+            False,
+            "MULTI_CPU",
+            "FSDP:  off; accelerate spreads no weights on a CPU",
+        ),
     ],
 )
-def test_a_reference_policy_that_sharding_would_spoil_is_refused(
-    spared, beta, use_peft, refused, monkeypatch
+def test_a_reference_policy_that_sharding_would_spoil_is_refused_and_a_cpu_shards_nothing(
+    spared, beta, use_peft, distributed, said, monkeypatch, capsys
 ):
     config = GRPOConfig(use_cpu=True, bf16=False, beta=beta)
+    processes = SimpleNamespace(distributed_type=DistributedType[distributed])
     for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", spared)
-    with (
-        pytest.raises(UserError, match="add --fsdp_cpu_ram_efficient_loading false")
-        if refused
-        else nullcontext()
-    ):
-        settle_devices(config, use_peft)
+    if said.startswith("add"):
+        with pytest.raises(UserError, match=said):
+            settle_devices(config, use_peft, processes)
+    else:
+        settle_devices(config, use_peft, processes)
+        assert capsys.readouterr().out.strip() == said
