@@ -179,12 +179,10 @@ def run(args: argparse.Namespace) -> int:
     from rl.rewards import RewardTable, reward_parts
     from rl.runs import open_run
     from rl.trainer import (
-        Recorder,
-        asked_to_end,
         keep_reference,
         load_base,
-        make_alarms,
         make_evaluator,
+        make_recorder,
         make_trainer,
         may_evaluate,
         part_processes,
@@ -249,22 +247,13 @@ def run(args: argparse.Namespace) -> int:
             base_file=folder / "eval_base.json",
             prompt_format=prompt_format,
         )
-    recorder = Recorder(
-        metrics=folder / "metrics.jsonl",
-        table=table,
-        alarms=make_alarms(config, model, tokenizer),
-        evaluate=evaluate,
-        eval_every=args.eval_every,
-        save_minutes=args.save_minutes,
-        max_steps=args.max_steps,
-    )
+    recorder = make_recorder(args, config, folder, table, evaluate, model, tokenizer)
 
     # training
     keep_reference(config, args.use_peft, model, source, folder, processes)
     trainer = make_trainer(args, config, model, tokenizer, rows, table, recorder, prompt_format)
     with hold_signals():  # the step in flight ends, and its checkpoint is saved
-        train_to_the_end(trainer, run_folder.checkpoint)
-        if asked_to_end(model.device):
+        if not train_to_the_end(trainer, run_folder.checkpoint):
             run_folder.close(record, "cancelled")
             print(f"step {trainer.state.global_step} is saved; the same command continues", file=sys.stderr)
             part_processes(processes)

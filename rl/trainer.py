@@ -1,4 +1,4 @@
-"""A training around TRL's GRPO trainer: processes, held-out evaluation, metrics, checkpoints."""
+"""A training around TRL's GRPO trainer: its processes, its model, its held-out exercises, and how it ends."""
 
 import os
 import statistics
@@ -16,13 +16,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, gather_object, parse_flag_from_env
 from datasets import Dataset
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from cot.utils.devices import is_out_of_memory, keep_freed_memory, use_one_gpu
 from cot.utils.engine import TransformersEngine
-from cot.utils.errors import EXIT_UNEXPECTED, UserError, share_signal, signal_received
-from cot.utils.files import append_json_lines, read_json, read_json_lines, read_timestamp, write_json
+from cot.utils.errors import EXIT_UNEXPECTED, UserError
+from cot.utils.files import read_json, read_timestamp, write_json
 from cot.utils.formats import format_of
 from cot.utils.loading import Loading
 from cot.utils.memory_arms import MemoryArms, Moment, PromptShape, make_prompt
@@ -31,9 +30,8 @@ from cot.utils.models import describe_model, end_token_ids, load_model
 from cot.utils.records import Row, answer_now
 from cot.utils.templates import PromptFormat, read_format
 from rl.alarms import Alarms
-from rl.rewards import RewardTable
+from rl.recorder import Recorder, asked_to_end
 from rl.rollouts import MemoryTrainer, make_generation_neutral, prepare_vllm
-from rl.runs import mark_complete
 from rl.settings import make_adapter
 
 FREED_WITHIN_S = 0.2  # what the library's threads hold, after the last word between the processes
@@ -50,27 +48,10 @@ def start_processes():
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def largest(value: int, device: torch.device | str) -> int:
-    """The largest value that any process of the run has; every process asks at the same point."""
-    if not torch.distributed.is_initialized():
-        return value
-    shared = torch.tensor(value, device=device)
-    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-    return int(shared)
-
-
 def place() -> tuple[int, int]:
     """This process's number in the run, and how many there are."""
     distributed = torch.distributed
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-
-
-def asked_to_end(device: torch.device | str) -> bool:
-    """Whether a signal asked any process of the run to end; from then on it counts as everyone's."""
-    signum = largest(signal_received(), device)
-    if signum:
-        share_signal(signum)
-    return bool(signum)
 
 
 def part_processes(processes) -> None:
@@ -213,31 +194,42 @@ def make_trainer(
     return trainer
 
 
-def make_alarms(config: GRPOConfig, model, tokenizer) -> Alarms:
-    """What watches the run's metrics."""
-    return Alarms(
+def make_recorder(args, config: GRPOConfig, folder: Path, table, evaluate, model, tokenizer) -> Recorder:
+    """What logs, saves and ends the run in its folder.
+
+    Args:
+        evaluate: from the model to its held-out scores; None where none are asked for.
+    """
+    alarms = Alarms(
         max_completion_length=config.max_completion_length,
         masked=config.mask_truncated_completions,
         tokenizer=tokenizer,
         end_ids=end_token_ids(model, tokenizer),
     )
+    return Recorder(
+        metrics=folder / "metrics.jsonl",
+        table=table,
+        alarms=alarms,
+        evaluate=evaluate,
+        eval_every=args.eval_every,
+        save_minutes=args.save_minutes,
+        max_steps=args.max_steps,
+    )
 
 
-def train_to_the_end(trainer, checkpoint: Path | None) -> None:
-    """Trains, from the checkpoint where there is one; a full memory becomes one line with what fits."""
+def train_to_the_end(trainer, checkpoint: Path | None) -> bool:
+    """Trains, from the checkpoint where there is one; a full memory becomes one line with what fits.
+
+    Returns:
+        Whether no signal to any of the processes ended it early; its last step is saved then.
+    """
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(f"out of memory; try {smaller_batch(trainer.args)}", EXIT_UNEXPECTED) from error
-
-
-def save_policy(trainer, folder: Path) -> None:
-    """Saves the weights, or the adapter; every process takes part, as each may hold a share of them."""
-    if trainer.is_fsdp_enabled:  # by itself it saves none at the end
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(folder))
+    return not asked_to_end(trainer.model.device)
 
 
 def smaller_batch(config: GRPOConfig) -> str:
@@ -248,6 +240,13 @@ def smaller_batch(config: GRPOConfig) -> str:
     if valid:
         return f"--per_device_train_batch_size {max(valid)}"
     return "--use_peft, or a smaller --max_completion_length or --num_generations"
+
+
+def save_policy(trainer, folder: Path) -> None:
+    """Saves the weights, or the adapter; every process takes part, as each may hold a share of them."""
+    if trainer.is_fsdp_enabled:  # by itself it saves none at the end
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(folder))
 
 
 def make_evaluator(
@@ -342,127 +341,3 @@ def make_evaluator(
 
 def _ran_out_of_memory(record: dict) -> bool:
     return record["error"] is not None and record["error"]["type"] == "out_of_memory"
-
-
-class Recorder(TrainerCallback):
-    """Writes `metrics.jsonl`, asks for checkpoints and for the end, and marks checkpoints complete.
-
-    Attributes:
-        stopped: why an alarm ended the run; None where none did.
-
-    Args:
-        metrics: the file, appended to by the main process.
-        alarms: what is told every step's metrics, those of an earlier attempt included.
-        evaluate: from the model to its held-out scores, flat; None where the model is spread over devices.
-        eval_every: steps between two evaluations.
-        save_minutes: time between two checkpoints, beside those by steps.
-    """
-
-    def __init__(
-        self,
-        *,
-        metrics: Path,
-        table: RewardTable,
-        alarms: Alarms,
-        evaluate: Callable[[torch.nn.Module], dict] | None,
-        eval_every: int,
-        save_minutes: float,
-        max_steps: int,
-    ) -> None:
-        self._metrics, self._table, self._alarms = metrics, table, alarms
-        self._evaluate, self._eval_every = evaluate, eval_every
-        self._save_s, self._max_steps = 60 * save_minutes, max_steps
-        self._saved = self._step_started = time.monotonic()
-        self._reward_s, self._step_s = 0.0, 0.0
-        self._seen_from_start = True
-        self.stopped: str | None = None
-
-    def on_train_begin(self, args, state, control, model=None, **_):
-        self._saved = time.monotonic()
-        if state.global_step == 0:
-            self._log_evaluation(state, model)
-            return
-        # an earlier attempt's steps count, or a run that is interrupted often enough would never be stopped
-        self._seen_from_start = self._metrics.exists()
-        if self._seen_from_start:
-            for _, line in read_json_lines(self._metrics):
-                if "loss" in line:
-                    self._alarms.see(line)
-
-    def on_step_begin(self, args, state, control, **_):
-        self._step_started, self._reward_s = time.monotonic(), self._table.seconds
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        broken = not all(gradient.isfinite().all() for gradient in gradients)
-        if largest(broken, model.device):  # of spread weights a process sees its own parts alone
-            for weight in model.parameters():
-                weight.grad = None  # one bad step must not make every later text impossible to sample
-
-    def on_step_end(self, args, state, control, model=None, **_):
-        self._step_s = time.monotonic() - self._step_started
-        if state.global_step % self._eval_every == 0 or state.global_step == self._max_steps:
-            self._log_evaluation(state, model)
-        # all processes save, and stop, at the same step
-        due = bool(largest(time.monotonic() - self._saved > self._save_s, model.device))
-        signalled = asked_to_end(model.device)
-        control.should_save = control.should_save or due or signalled
-        control.should_training_stop = control.should_training_stop or signalled
-
-    def on_save(self, args, state, control, **_):
-        self._saved = time.monotonic()
-        PartialState().wait_for_everyone()  # each writes a part of the checkpoint
-        if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    def on_log(self, args, state, control, logs=None, model=None, **_):
-        ended = "train_runtime" in logs  # the trainer's last words
-        if "loss" in logs:
-            self._log_step(state, logs)
-        elif not ended:
-            return
-
-        reason = None if ended else self._alarms.stop()
-        if ended and self._seen_from_start:
-            reason = self._alarms.verdict()
-        if largest(reason is not None, model.device) and self.stopped is None:
-            self.stopped = reason or "another process gave an alarm"
-            control.should_training_stop = control.should_save = True
-
-    def _log_step(self, state, logs: dict) -> None:
-        """Writes, prints and watches a step; one on completions that were used before has no rewards."""
-        reward_s = self._table.seconds - self._reward_s
-        measured = reward_s + logs.get("generate_s", 0.0) + logs.get("logprobs_s", 0.0)
-        extra = {
-            "step_s": self._step_s,
-            "reward_s": reward_s,
-            "backward_s": max(0.0, self._step_s - measured),
-            "reward_share": reward_s / self._step_s if self._step_s else None,
-            "reward_errors": self._table.errors,
-        }
-        record = {"step": state.global_step, **logs, **extra}
-        self._write(state, record)
-        self._alarms.see(record, self._table.completion_ids)
-        warning = self._alarms.warning()
-        if not state.is_world_process_zero:
-            return
-
-        shown = {"reward": "reward", "correct": "rewards/correct/mean", "fidelity": "rewards/fidelity/mean"}
-        values = [f"{name} {logs[key]:.3f}" for name, key in shown.items() if logs.get(key) is not None]
-        values.append(f"{self._step_s:.1f} s")
-        print(f"step {state.global_step}/{self._max_steps}: {', '.join(values)}", flush=True)
-        if warning:
-            print(f"warning: {warning}", flush=True)
-
-    def _log_evaluation(self, state, model) -> None:
-        if self._evaluate is None:
-            return
-        scores = {f"eval/{name}": value for name, value in self._evaluate(model).items()}
-        if state.is_world_process_zero:
-            self._write(state, {"step": state.global_step, **scores})
-            shown = ", ".join(f"{name} {value}" for name, value in scores.items())
-            print(f"step {state.global_step}: {shown}", flush=True)
-
-    def _write(self, state, record: dict) -> None:
-        if state.is_world_process_zero:
-            append_json_lines(self._metrics, [record])

@@ -19,11 +19,11 @@ from transformers import AutoTokenizer
 from cot.utils.models import load_model
 from cot.utils.paths import PROFILES_DIR
 from rl.moments import plan_prompts
+from rl.recorder import Recorder
 from rl.rewards import TUTOR_WEIGHTS
 from rl.settings import fill_preset
 from rl.splits import load_data
 from rl.train_rl_memory import IDENTITY, build_data, main, parse_args
-from rl.trainer import Recorder
 
 pytestmark = pytest.mark.slow
 
