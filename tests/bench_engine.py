@@ -30,7 +30,6 @@ import copy
 import importlib.util
 import json
 import math
-import os
 import sys
 import tempfile
 import threading
@@ -206,14 +205,13 @@ def ask_engine(engine, ends, work: Work) -> list[Answer]:
 @contextmanager
 def start_vllm(way: str, folder: Path, model, tokenizer, work: Work) -> Iterator[Callable]:
     """Way e or f, on weights in a folder; its processes, which compute while they wait, end with it."""
-    import vllm
-
     from cot.utils.model_names import resolve_model
     from cot.utils.models import end_token_ids
-    from cot.utils.vllm_engine import CPU_CACHE_BYTES, ENVIRONMENT, VllmEngine
+    from cot.utils.vllm_engine import CPU_CACHE_BYTES, VllmEngine, set_environment
 
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
+    set_environment()
+    import vllm
+
     room = max(map(len, work.prompts)) + work.max_new_tokens
     device, ends = model.device.type, end_token_ids(model, tokenizer)
     if way == "f":

@@ -24,12 +24,18 @@ from cot.utils.weights import check_vocabulary
 YIELD_EVERY_S = 1.0  # finished texts wait so long at most for the journal, whose writing takes its time
 CPU_CACHE_BYTES = 4 << 30  # of keys and values, where no flag names a share of the memory
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
-ENVIRONMENT = {  # what is set by the user stays
+ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # the last line on standard output is the script's
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # of two cores it would leave one idle
 }
+
+
+def set_environment() -> None:
+    """Tells vLLM, before it is imported, what the scripts need of it; what the user has set stays."""
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
 
 
 class VllmEngine:
@@ -92,8 +98,7 @@ class VllmEngine:
         self._load(source.name, str(base.path), adapter, device, options)
 
     def _load(self, name: str, folder: str, adapter: ModelSource | None, device: str, options: dict) -> None:
-        for variable, value in ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)
+        set_environment()
         import vllm
         from vllm.lora.request import LoRARequest
 
