@@ -285,10 +285,10 @@ def test_many_texts_are_encoded_some_at_a_time_and_counted(monkeypatch):
 
 
 @pytest.mark.slow
-def test_vectors_of_a_long_memory_are_kept_for_later_runs_and_a_broken_file_is_made_again(
+def test_vectors_of_a_memory_are_kept_for_later_runs_and_a_broken_file_is_made_again(
     embedder, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("cot.utils.retrieval.ENCODED_AT_ONCE", 4)
+    monkeypatch.setattr("cot.utils.retrieval.KEPT_AT_ONCE", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     texts = [f"Ann has {n} pens." for n in range(10)]
     vectors = embedder.encode(texts, lasting=True)
@@ -310,7 +310,7 @@ def test_vectors_of_a_long_memory_are_kept_for_later_runs_and_a_broken_file_is_m
     assert all(np.load(file, allow_pickle=False).shape == (4, 384) for file in files)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(files[0]))  # a file is no folder
-    with pytest.warns(UserWarning, match="Not a directory: a long memory is embedded anew"):
+    with pytest.warns(UserWarning, match="Not a directory: memories are embedded anew"):
         again = load_embedder("cpu").encode(texts, lasting=True)
     np.testing.assert_allclose(again, vectors, atol=1e-5)
 

@@ -29,7 +29,8 @@ UNENCODABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 RECENCY_WEIGHT = 0.02  # at most this much cosine: it decides between questions that are about as similar
 RECENCY_HALF_LIFE_DAYS = 30.0
 SECONDS_PER_DAY = 86_400
-ENCODED_AT_ONCE = 512  # texts, between two looks at how far it is; so many vectors are kept in a file
+ENCODED_AT_ONCE = 512  # texts, between two looks at how far it is
+KEPT_AT_ONCE = 32  # of a memory's texts, whose vectors are in a file: all but the newest ones of most memories
 
 EXACT_UP_TO = 100_000  # vectors
 # Beyond, 64 of 2 sqrt(N) lists are scanned as 4-bit codes, and 200 hits per result are compared exactly. That
@@ -70,16 +71,17 @@ class Embedder:
 
         Args:
             lasting: later runs will ask for these texts again, with others behind them: the vectors of every
-                whole `ENCODED_AT_ONCE` of them are kept in the user's cache.
+                whole `KEPT_AT_ONCE` of them are kept in the user's cache.
 
         Raises:
             UserError: the model returns a value that is not finite.
         """
         cleaned = [UNENCODABLE.sub(" ", text) for text in texts]
         new = [text for text in dict.fromkeys(cleaned) if lasting or text not in self._cache]
-        for start in range(0, len(new), ENCODED_AT_ONCE):
-            some = new[start : start + ENCODED_AT_ONCE]
-            kept = lasting and len(some) == ENCODED_AT_ONCE
+        size = KEPT_AT_ONCE if lasting else ENCODED_AT_ONCE
+        for start in range(0, len(new), size):
+            some = new[start : start + size]
+            kept = lasting and len(some) == size
             vectors = self._recall(some) if kept else self._compute(some)
             self._cache.update(zip(some, vectors, strict=True))
             if self._watch:
@@ -111,7 +113,7 @@ class Embedder:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, [content.getvalue()])
         except OSError as error:
-            problem = f"{path.parent}: {error.strerror}: a long memory is embedded anew at every start"
+            problem = f"{path.parent}: {error.strerror}: memories are embedded anew at every start"
             warnings.warn(problem, stacklevel=3)  # once
         return vectors
 
@@ -233,7 +235,7 @@ class _Shelf:
 
 class OwnMemories:
     """Each student's own memories, at any moment; their questions are embedded once, at the first use, and
-    those of a long memory kept for later runs.
+    most vectors are kept for later runs.
 
     What has no question cannot resemble one, and is not among them.
 
