@@ -47,6 +47,23 @@ def test_a_head_of_its_own_a_tied_one_and_rotary_factors_of_one_load_without_a_w
     assert not capfd.readouterr().err
 
 
+def test_a_file_is_parsed_once_for_its_tokenizer_and_once_for_its_model(tmp_path, monkeypatch):
+    """And the map of its tensors' names, which transformers makes for every module, once."""
+    import gguf
+
+    made = []
+    for name in ("GGUFReader", "TensorNameMap"):
+        begin = getattr(gguf, name).__init__
+
+        def count(self, *args, name=name, begin=begin):
+            made.append(name)
+            begin(self, *args)
+
+        monkeypatch.setattr(getattr(gguf, name), "__init__", count)
+    load_model(str(write_gguf(tmp_path / "tiny.gguf")), "cpu", "float32")
+    assert sorted(made) == ["GGUFReader", "GGUFReader", "TensorNameMap"]
+
+
 @pytest.mark.parametrize(("add_bos", "begins"), [(True, True), (False, False), (None, False)])
 def test_a_text_begins_as_the_file_says(tmp_path, add_bos, begins):
     _, tokenizer = load_model(str(write_gguf(tmp_path / "tiny.gguf", add_bos)), "cpu", "float32")

@@ -5,8 +5,13 @@ its rotary frequencies, and whether a text begins with the begin-of-text token. 
 and the third is obeyed.
 """
 
+import functools
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from numpy import ndarray
 
 from cot.utils.errors import UserError
 from cot.utils.gguf_header import GgufHeader, read_float32, read_header
@@ -30,7 +35,8 @@ def load_gguf_tokenizer(name: str, path: Path, options: dict):
         raise UserError(f"--model_name {name}: a GGUF file needs its package: pip install gguf")
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **options)
+    with _read_once():
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **options)
     _obey_add_bos(name, read_header(path), tokenizer)
     return tokenizer
 
@@ -51,10 +57,41 @@ def load_gguf(name: str, path: Path, options: dict):
     header = read_header(path)
     _refuse_rotary_factors(name, path, header)
     quantization = GgufConfig(dequantize=True)
-    model = load_checked(name, path.parent, gguf_file=path.name, quantization_config=quantization, **options)
-    _refuse_skipped(name, header, model)
+    with _read_once():
+        model = load_checked(
+            name, path.parent, gguf_file=path.name, quantization_config=quantization, **options
+        )
+        _refuse_skipped(name, header, model)
     _refuse_other_shapes(name, model)
     return model
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Spares most of the time of a load.
+
+    transformers has the package `gguf` parse the whole file for the config and again for the tokens or the
+    weights, and make the same map of names for every module.
+    """
+    import gguf
+
+    class PlainReader(gguf.GGUFReader):
+        """Each of a file's many tokens is a slice; those of a plain array take half of the time."""
+
+        @property
+        def data(self):
+            return self._plain
+
+        @data.setter
+        def data(self, mapped):
+            self._plain = mapped.view(ndarray)
+
+    reader, make_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    vars(gguf).update(GGUFReader=functools.cache(PlainReader), get_tensor_name_map=functools.cache(make_map))
+    try:
+        yield
+    finally:
+        vars(gguf).update(GGUFReader=reader, get_tensor_name_map=make_map)
 
 
 def _refuse_rotary_factors(name: str, path: Path, header: GgufHeader) -> None:
