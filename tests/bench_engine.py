@@ -283,7 +283,8 @@ def run_llama_cpp(server, work: Work) -> list[Answer]:
         temperature, place, ids = cell
         asked = {"prompt": ids, "n_predict": work.max_new_tokens, "temperature": temperature, "seed": place}
         neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0, "ignore_eos": work.forced}
-        given = server.handle_completions({**asked, **neutral})
+        anew = {"cache_prompt": False}  # the other ways read every prompt again at each length
+        given = server.handle_completions({**asked, **neutral, **anew})
         return Answer(given["choices"][0]["text"], given["usage"]["completion_tokens"], None)
 
     with ThreadPoolExecutor(work.batch_size) as pool:
