@@ -358,7 +358,7 @@ def _numbers(text: str) -> list[str]:
 
 def _final_number(text: str) -> str | None:
     """The text's final number without its sign, as `_numbers` writes it; None where there is none."""
-    answer = final_answer(text).text
+    answer = final_answer(text, False).text  # called as the score does, it is found among what is remembered
     return answer.removeprefix("-") if answer else None
 
 

@@ -59,6 +59,7 @@ _SPELLINGS = (
     (re.compile(r"(?<=[0-9]) and (?:a|one) half\b"), " 1/2"),
     (re.compile(r"(?<=[0-9]) and (?:a|one) quarter\b"), " 1/4"),
 )
+_PLAIN_SPELLINGS = tuple(pair for pair in _SPELLINGS if not pair[0].pattern.startswith("\\\\"))  # no LaTeX
 _POWER_OF = re.compile(r"(?<=[0-9])\*\*(?=[0-9])")
 _MARKUP = re.compile(
     r"\*\*|__|`|\\[()\[\]]|[{}]|</?[A-Za-z]{1,8}>|\\(?:boxed|underline)\b|(?<=\$)\$|(?<=[0-9])\$(?![0-9])"
@@ -179,7 +180,7 @@ def plain_text(text: str) -> str:
     '- 3/4 of $1,234'
     """
     text = text.translate(_CHARACTERS)
-    for pattern, replacement in _SPELLINGS:
+    for pattern, replacement in _SPELLINGS if "\\" in text else _PLAIN_SPELLINGS:
         text = pattern.sub(replacement, text)
     return text
 
