@@ -36,6 +36,7 @@ NAME_IN_EXPRESSION = re.compile(r"[A-Za-z_]\w*")
 # exact, also for two whole numbers
 OPERATORS = simpleeval.DEFAULT_OPERATORS | {ast.Div: lambda left, right: Fraction(left) / Fraction(right)}
 _parse = lru_cache(maxsize=4096)(simpleeval.SimpleEval.parse)
+_EVALUATOR = simpleeval.SimpleEval(operators=OPERATORS, functions={})  # making one takes longer than its use
 
 
 class Noun(NamedTuple):
@@ -296,9 +297,9 @@ def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
     >>> evaluate("n / 3 + 1", {"n": Fraction(5)})
     Fraction(8, 3)
     """
-    evaluator = simpleeval.SimpleEval(operators=OPERATORS, functions={}, names=dict(values))
+    _EVALUATOR.names = values
     try:
-        value = evaluator.eval(expression, previously_parsed=_parse(expression))
+        value = _EVALUATOR.eval(expression, previously_parsed=_parse(expression))
     except (simpleeval.InvalidExpression, ArithmeticError) as error:
         raise UserError(f"{expression!r} cannot be evaluated: {error}") from error
     return Fraction(value) if isinstance(value, int) and not isinstance(value, bool) else value
