@@ -39,6 +39,7 @@ def logprobs(model, tokenizer, batch_size: int, batch_invariant: bool) -> list[t
     return [found[place].logprobs for place in range(len(requests))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_qwen2"])
 def test_they_are_equal_at_every_batch_size_and_close_to_those_without(fixture, request, exact):
     model, tokenizer = request.getfixturevalue(fixture)
@@ -49,6 +50,7 @@ def test_they_are_equal_at_every_batch_size_and_close_to_those_without(fixture, 
         assert got == pytest.approx(value, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sliding_window_sees_what_it_saw(tiny_qwen2, exact):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

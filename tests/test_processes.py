@@ -87,6 +87,7 @@ def test_a_process_that_leaves_its_launch_is_alone(be_process, monkeypatch):
 # ---- its children
 
 
+@pytest.mark.slow
 def test_the_children_of_a_process_that_is_killed_end_with_it():
     code = "import subprocess, sys, time; from cot.utils.processes import guard_children\n"
     code += "child = subprocess.Popen(['sleep', '600']); guard = guard_children()\n"
