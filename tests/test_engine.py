@@ -9,6 +9,9 @@ from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from cot.utils.completions import Completion, Request
 from cot.utils.engine import TransformersEngine, answer_nll
+from cot.utils.model_names import TUTOR
+from cot.utils.models import load_model
+from cot.utils.questions import load_questions
 
 PROMPTS = ["Ann has 3 apples", "How many apples has she now? 3 + 4", "Ann", "buys 4 more."]
 EARLY_ENDS = [1, *range(2, 42)]  # 41 of about 300 ids end a text: rows finish at different steps
@@ -344,6 +347,21 @@ def test_likelihood_is_that_of_one_token_after_another(tiny_llama):
             context.append(token)
         assert value == pytest.approx(total / len(answer), abs=1e-4)
     assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_likelihoods_in_bfloat16_are_within_a_hundredth_of_those_in_float32(temperature):
+    """In nats a token, of what the small policy writes in bfloat16; 0.003 at most, 0.0001 on average."""
+    model, tokenizer = load_model(str(TUTOR), "cpu", "float32")
+    questions = load_questions("textbook", "test", 16, None).questions
+    turns = [[{"role": "user", "content": question.question}] for question in questions]
+    prompts = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    requests = [Request(tuple(ids), temperature, str(place)) for place, ids in enumerate(prompts)]
+
+    completions = run(copy.deepcopy(model).to(torch.bfloat16), tokenizer, requests)
+    pairs = [(asked.prompt_ids, done.token_ids) for asked, done in zip(requests, completions, strict=True)]
+    for done, expected in zip(completions, answer_nll(model, pairs), strict=True):
+        assert -sum(done.logprobs) / len(done.logprobs) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.gpu
