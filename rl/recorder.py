@@ -44,7 +44,7 @@ class Recorder(TrainerCallback):
     Args:
         metrics: the file, appended to by the main process.
         alarms: what is told every step's metrics, those of an earlier attempt included.
-        evaluate: from the model to its held-out scores, flat; None where the model is spread over devices.
+        evaluate: from the model to its held-out scores, flat; None where none are asked for.
         eval_every: steps between two evaluations.
         save_minutes: time between two checkpoints, beside those by steps.
     """

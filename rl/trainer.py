@@ -67,7 +67,7 @@ def part_processes(processes) -> None:
 
 
 def spreads_weights(processes) -> bool:
-    """Whether FSDP spreads the weights over the processes; told to on a CPU, accelerate does not."""
+    """Whether FSDP spreads the weights over the processes; on a CPU accelerate ignores its flags."""
     whole = DistributedType.NO, DistributedType.MULTI_CPU
     return parse_flag_from_env("ACCELERATE_USE_FSDP") and processes.distributed_type not in whole
 
@@ -109,7 +109,7 @@ def settle_devices(config: GRPOConfig, use_peft: bool, processes) -> None:
         print(line, flush=True)
     if not spreads_weights(processes):
         if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-            print("FSDP:  off; accelerate spreads no weights on a CPU", flush=True)
+            print("FSDP:  off; accelerate spreads weights over several GPUs only", flush=True)
         return
     spared = parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
     if os.environ.get("FSDP_VERSION") == "2" and spared and config.beta and not use_peft:

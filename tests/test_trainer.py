@@ -127,7 +127,7 @@ def test_held_out_answers_for_which_memory_ran_out_are_left_out(evaluator, polic
             0.1,
             False,
             "MULTI_CPU",
-            "FSDP:  off; accelerate spreads no weights on a CPU",
+            "FSDP:  off; accelerate spreads weights over several GPUs only",
         ),
     ],
 )
