@@ -17,8 +17,9 @@ work. With `natural` lengths texts end where they end, and sampled texts differ 
 For each way: seconds; tokens/s; GFLOP/s, counting 2 a parameter for each prompt token once and for each new
 token, attention left out, to be compared with what a product of two matrices reaches here, which stands in
 the first line. Where this process decodes also its largest memory (that of the GPU with CUDA), the share of
-time outside the model's forward pass, how many answers a decoding step works on, and the share of that work
-that is of use, as none is for an answer that has ended. Writes JSON: `setting`, `matrix_gflops`, `runs`,
+time outside the model's forward pass, how many answers a decoding step works on, the share of that work that
+is of use, as none is for an answer that has ended, and GB/s, counting the weights once for each pass, to be
+compared with what a copy moves here. Writes JSON: `setting`, `matrix_gflops`, `copy_gb_per_s`, `runs`,
 `skipped`, `greedy_equal`.
 
     python tests/bench_engine.py --num_questions 1 --max_new_tokens 4 --ways a c --json /tmp/bench.json
@@ -58,7 +59,16 @@ WAYS = {
     "h": "engine, batch invariant",
 }
 ELSEWHERE = ("e", "f", "g")  # not decoded by this process's model
-COLUMNS = {"wall s": 8, "tokens/s": 10, "GiB": 6, "outside": 9, "rows": 7, "useful": 8, "GFLOP/s": 9}
+COLUMNS = {
+    "wall s": 8,
+    "tokens/s": 10,
+    "GiB": 6,
+    "outside": 9,
+    "rows": 7,
+    "useful": 8,
+    "GB/s": 6,
+    "GFLOP/s": 9,
+}
 SIZE = 1024  # of the matrices whose product is timed
 
 
@@ -87,11 +97,11 @@ class Answer:
 
 
 class Meter:
-    """What a way costs while this is open: `wall_s`, `model_s`, `peak_gib`, `steps` and their `rows`."""
+    """What a way costs while this is open: `wall_s, model_s, peak_gib, passes, steps` and their `rows`."""
 
     def __init__(self, model) -> None:
         self.model, self.model_s, self.peak_gib = model, 0.0, 0.0
-        self.steps = self.rows = 0
+        self.passes = self.steps = self.rows = 0
         self._done = threading.Event()
 
     def __enter__(self) -> "Meter":
@@ -124,6 +134,7 @@ class Meter:
 
     def _enter_model(self, _model, args, kwargs) -> None:
         rows, tokens = (args[0] if args else kwargs["input_ids"]).shape
+        self.passes += 1
         if tokens == 1:
             self.steps, self.rows = self.steps + 1, self.rows + rows
         self._entered = self._now()
@@ -325,6 +336,21 @@ def time_matrix_product(dtype: str, device) -> float:
     return 2 * SIZE**3 / min(times) / 1e9
 
 
+def time_copy(device) -> float:
+    """GB/s, read and written, of a copy of 512 MiB; the best of five."""
+    import torch
+
+    source = torch.zeros(2**27, device=device)
+    target, best = torch.empty_like(source), math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        if source.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best / 1e9
+
+
 def here(function: Callable, *args, **kwargs) -> Callable:
     """Starts a way for which nothing has to be started."""
     return partial(nullcontext, partial(function, *args, **kwargs))
@@ -380,6 +406,7 @@ def measure(way: Callable[[Work], list[Answer]], model, work: Work, is_here: boo
     with Meter(model) as meter:
         answers = way(work)
     tokens = sum(answer.tokens for answer in answers)
+    weights = sum(weight.nbytes for weight in model.parameters())
     flops = 2 * model.num_parameters() * (sum(map(len, work.prompts)) + tokens)
     return {
         "wall_s": meter.wall_s,
@@ -389,6 +416,7 @@ def measure(way: Callable[[Work], list[Answer]], model, work: Work, is_here: boo
         "outside_model": 1 - meter.model_s / meter.wall_s if is_here else None,
         "rows_per_step": meter.rows / meter.steps if meter.steps else None,
         "useful_share": (tokens - len(answers)) / meter.rows if meter.steps else None,
+        "gb_per_s": weights * meter.passes / meter.wall_s / 1e9 if is_here else None,
         "gflops": flops / meter.wall_s / 1e9,
         "answers": [vars(answer) for answer in answers],
     }
@@ -398,10 +426,11 @@ def cells(figures: dict) -> list[str]:
     """A way's row of the table, as wide as `COLUMNS`."""
     shown = [f"{figures[name]:.1f}" for name in ("wall_s", "tokens_per_s")]
     if figures["rows_per_step"] is None:
-        shown += [""] * 4
+        shown += [""] * 5
     else:
         shown += [f"{figures['peak_gib']:.1f}", f"{figures['outside_model']:.1%}"]
         shown += [f"{figures['rows_per_step']:.1f}", f"{figures['useful_share']:.1%}"]
+        shown.append(f"{figures['gb_per_s']:.1f}")
     shown.append(f"{figures['gflops']:.1f}")
     return [f"{cell:>{width}}" for cell, width in zip(shown, COLUMNS.values(), strict=True)]
 
@@ -449,7 +478,9 @@ def main(argv: list[str] | None = None) -> int:
     ways, skipped = prepare_ways(args, source, model, tokenizer, work, speeds, Path(folder.name))
 
     lengths, threads = [len(prompt) for prompt in prompts], torch.get_num_threads()
+    copied = time_copy(model.device)
     said = ", ".join(f"{dtype} {speed:.1f} GFLOP/s" for dtype, speed in speeds.items())
+    said += f", copy {copied:.1f} GB/s"
     print(f"{len(prompts)} prompts of {min(lengths)} to {max(lengths)} tokens, {threads} threads, {said}")
     for way, reason in skipped.items():
         print(f"{way}  {WAYS[way]}: skipped: {reason}")
@@ -474,8 +505,8 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.json:
         setting = {"flags": vars(args), "model": describe_model(source, model), "threads": threads}
-        content = {"setting": setting, "matrix_gflops": speeds, "runs": runs, "skipped": skipped}
-        content["greedy_equal"] = equal
+        content = {"setting": setting, "matrix_gflops": speeds, "copy_gb_per_s": copied}
+        content |= {"runs": runs, "skipped": skipped, "greedy_equal": equal}
         args.json.write_text(json.dumps(content, indent=1, default=str, allow_nan=False) + "\n")
     return 0
 
