@@ -287,6 +287,17 @@ def test_out_of_memory_names_a_valid_smaller_batch(flags, tmp_path, monkeypatch)
     assert code == 1 and "try --per_device_train_batch_size 4" in error
 
 
+def test_a_steps_time_is_split_into_its_stages(finished):
+    steps = [line for line in read_lines(finished / "metrics.jsonl") if "loss" in line]
+    assert len(steps) == 4
+    for step in steps:
+        stages = [step[f"{stage}_s"] for stage in ("generate", "logprobs", "reward", "backward")]
+        assert min(stages) > 0 and sum(stages) == pytest.approx(step["step_s"])
+        # 2 groups of 4 completions
+        tokens = step["tokens_per_second"] * step["generate_s"]
+        assert tokens == pytest.approx(8 * step["completions/mean_length"])
+
+
 def spread_over_cpus() -> None:
     """Lets accelerate spread weights by FSDP 2 over CPU processes: it does so where it counts GPUs."""
     told = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
@@ -411,6 +422,8 @@ def test_spread_weights_learn_what_whole_ones_learn_and_are_saved_whole(by_two, 
     assert sorted(parts) == ["__0_0.distcp", "__1_0.distcp"]
     assert saved_steps(spread) == {2: True, 4: True}
     assert_same_training(spread, by_two)
+    first, second, *_ = (line["kl"] for line in read_lines(spread / "metrics.jsonl") if "kl" in line)
+    assert first == 0 and second > 0  # at the first step the policy is the reference
 
 
 def test_a_checkpoint_of_spread_weights_is_continued_under_fsdp_alone(by_two, spread, flags, tmp_path):

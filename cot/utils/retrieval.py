@@ -30,9 +30,7 @@ RECENCY_WEIGHT = 0.02  # at most this much cosine: it decides between questions 
 RECENCY_HALF_LIFE_DAYS = 30.0
 SECONDS_PER_DAY = 86_400
 ENCODED_AT_ONCE = 512  # texts, between two looks at how far it is
-KEPT_AT_ONCE = (
-    32  # of a memory's texts, whose vectors are in a file: all but the newest ones of most memories
-)
+KEPT_AT_ONCE = 32  # of a memory's texts, whose vectors are in one file: all but its newest
 
 EXACT_UP_TO = 100_000  # vectors
 # Beyond, 64 of 2 sqrt(N) lists are scanned as 4-bit codes, and 200 hits per result are compared exactly. That
