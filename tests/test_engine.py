@@ -83,15 +83,18 @@ def test_greedy_rows_of_a_padded_batch_equal_generate_on_single_prompts(fixture,
     assert len({completion.token_ids for completion in completions}) > 1
 
 
-def test_whoever_watches_hears_of_every_step_and_of_the_rows_that_go_on(tiny_llama):
+def test_whoever_watches_hears_of_prompts_read_every_step_and_the_rows_that_go_on(tiny_llama, monkeypatch):
     model, tokenizer = tiny_llama
     requests, heard = make_requests(tokenizer, temperatures=(0.0,)), []
+    longest = max(len(request.prompt_ids) for request in requests)
+    monkeypatch.setattr("cot.utils.engine.PREFILL_TOKENS", 3 * longest)  # three prompts at a time, of four
     engine = TransformersEngine(model, tokenizer, max_new_tokens=5, batch_size=8)
     batches = list(engine.generate(requests, watch=lambda tokens, rows: heard.append((tokens, rows))))
     lengths = [len(completion.token_ids) for batch in batches for _, completion in batch]
     assert len(batches) == 1
-    assert [tokens for tokens, _ in heard] == list(range(1, max(lengths) + 1))
-    assert heard[0][1] == sum(length > 1 for length in lengths)
+    assert heard[:2] == [(0, 3), (0, 4)]
+    assert [tokens for tokens, _ in heard[2:]] == list(range(1, max(lengths) + 1))
+    assert heard[2][1] == sum(length > 1 for length in lengths)
 
 
 @pytest.mark.parametrize(("window", "seed"), [(4, 5), (16, 4)])

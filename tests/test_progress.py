@@ -17,12 +17,18 @@ def test_progress_is_told_now_and_then_with_rate_and_what_is_left(monkeypatch, c
         now[0] = 20.0 + tokens
         progress.step(tokens, 8)
     now[0] = 60.0
-    progress.update(15, "accuracy 30.0%")
+    progress.update(8, "accuracy 30.0%")
+    now[0] = 80.0
+    progress.step(0, 4)  # of the next batch
+    now[0] = 100.0
+    progress.update(7, "accuracy 35.0%")
     assert capsys.readouterr().err.splitlines() == [
         "24/40 rows, 0.80 rows/s, accuracy 25.0%, ETA 00:20",
         # token 15, 14 s after the first: 14 * 8 tokens, and 85 tokens at a second each
         "25/40 rows, batch: token 15 of at most 100, 8 tokens/s, at most 01:25 left",
-        "40/40 rows, 0.53 rows/s, accuracy 30.0%, ETA 00:00",
+        "33/40 rows, 0.42 rows/s, accuracy 30.0%, ETA 00:16",  # 25 rows in 60 s; 7 are left
+        "33/40 rows, batch: 4 prompts read",
+        "40/40 rows, 0.32 rows/s, accuracy 35.0%, ETA 00:00",
     ]
 
 

@@ -189,7 +189,7 @@ class TransformersEngine:
 
         Args:
             watch: told after each step how many tokens the longest row has that goes on or has just ended,
-                and how many rows go on.
+                and how many rows go on; before the first, with 0, how many prompts have been read.
         """
         refused, sharing = sort_out(requests, self.max_new_tokens, self.context_length)
         if refused:
@@ -203,10 +203,11 @@ class TransformersEngine:
             try:
                 if batch is None:
                     size = self._rows_for(len(requests[queue[0]].prompt_ids) + self.max_new_tokens)
-                    batch = self._prefill(requests, _take(requests, queue, size))
+                    batch = self._prefill(requests, _take(requests, queue, size), watch)
                 free = size - len(batch.rows)
                 if self.refills and self.joins_caches and queue and free >= ROOM_SHARE * size:
-                    batch.join(self._prefill(requests, _take(requests, queue, free)), self.max_new_tokens)
+                    other = self._prefill(requests, _take(requests, queue, free), watch)
+                    batch.join(other, self.max_new_tokens)
                 ended += self._step(batch, watch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -275,13 +276,19 @@ class TransformersEngine:
         return ended
 
     @torch.inference_mode()
-    def _prefill(self, requests: Sequence[Request], places: Sequence[int]) -> _Batch:
+    def _prefill(
+        self,
+        requests: Sequence[Request],
+        places: Sequence[int],
+        watch: Callable[[int, int], None] | None = None,
+    ) -> _Batch:
         """Runs each distinct prompt once, left-padded, and copies its cache and logits to its rows.
 
         Prompts are read some at a time, all at once only where their caches cannot be joined.
 
         Args:
             places: of the requests that become rows.
+            watch: as of `generate`.
         """
         asked = [requests[place] for place in places]
         prompts = list(dict.fromkeys(request.prompt_ids for request in asked))
@@ -310,6 +317,8 @@ class TransformersEngine:
                 size = len(prompts)
                 continue
             outputs.append(output)
+            if watch:
+                watch(0, min(size * len(outputs), len(prompts)))
 
         order = {prompt: i for i, prompt in enumerate(prompts)}
         index = torch.tensor([order[request.prompt_ids] for request in asked], device=device)  # (B,)

@@ -74,24 +74,27 @@ class Progress:
         """Says now and then where the batch in flight stands.
 
         Args:
-            tokens: that the longest row of it has by now.
-            rows: of it that go on.
+            tokens: that the longest row of it has by now; 0 while its prompts are read.
+            rows: of it that go on; with 0 tokens, prompts that have been read.
         """
         now = time.monotonic()
         if tokens == 1:  # a rate takes two moments
             self._batch_start, self._batch_tokens, self._batch_steps = now, 0, 0
             return
-        self._batch_tokens += rows
-        self._batch_steps += 1
+        if tokens:
+            self._batch_tokens += rows
+            self._batch_steps += 1
         if self._silent or now - self._last_line < (STEP_EVERY_S if self._terminal else LINE_EVERY_S):
             return
         self._last_line = now
 
-        elapsed_s = max(now - self._batch_start, 1e-9)
-        left_s = elapsed_s / self._batch_steps * (self._max_new_tokens - tokens)
-        rate = self._batch_tokens / elapsed_s
-        text = f"batch: token {tokens} of at most {self._max_new_tokens}, {rate:.0f} tokens/s,"
-        text += f" at most {self._bar.format_interval(left_s)} left"
+        text = f"batch: {rows} prompts read"
+        if tokens:
+            elapsed_s = max(now - self._batch_start, 1e-9)
+            left_s = elapsed_s / self._batch_steps * (self._max_new_tokens - tokens)
+            rate = self._batch_tokens / elapsed_s
+            text = f"batch: token {tokens} of at most {self._max_new_tokens}, {rate:.0f} tokens/s,"
+            text += f" at most {self._bar.format_interval(left_s)} left"
         if self._terminal:
             self._bar.set_postfix_str(", ".join(filter(None, (self._note, text))))
         else:
