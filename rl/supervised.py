@@ -22,7 +22,8 @@ from rl.lessons import Lesson
 WARMUP_STEPS = 100
 IGNORED = -100  # label of a token without loss: the prompt's and padding
 POOL = 8  # batches whose rows are sorted by length together
-SAVE_EVERY = 200  # steps between two checkpoints, at least
+SAVE_EVERY_S = 120.0  # between two checkpoints, at least
+LINE_EVERY_S = 60.0  # between two lines of progress
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -100,15 +101,16 @@ def teach(
     if path.exists():
         losses = load_checkpoint(path, args, weights, optimizer, schedule, rng)
         print(f"continuing after step {len(losses)}: {path}", flush=True)
-    saved, started = len(losses), time.monotonic()
+    began = saved = told = time.monotonic()
+    first = len(losses)
     model.train()
-    for step in range(len(losses) + 1, args.steps + 1):
+    for step in range(first + 1, args.steps + 1):
         if step > args.steps - args.memory_steps and lessons is not last_lessons:
             lessons, batches = last_lessons, []
         if not batches:
-            if step - 1 - saved >= SAVE_EVERY:
+            if step - 1 > first and time.monotonic() - saved >= SAVE_EVERY_S:
                 save_checkpoint(path, args, weights, optimizer, schedule, rng, losses)
-                saved = step - 1
+                saved = time.monotonic()
             batches = draw_batches(lessons, args.batch_rows, rng)
 
         ids, labels = make_batch(batches.pop(), tokenizer, rng, words, args.word_noise, args.slips)
@@ -118,9 +120,11 @@ def teach(
         schedule.step()
         optimizer.zero_grad()
 
-        if step % 100 == 0 or step == args.steps:
-            recent = sum(losses[-100:]) / len(losses[-100:])
-            print(f"step {step}: loss {recent:.3f}, {time.monotonic() - started:.0f} s", flush=True)
+        now = time.monotonic()
+        if step == args.steps or now - told >= LINE_EVERY_S:
+            told, recent = now, sum(losses[-100:]) / len(losses[-100:])
+            left_s = (now - began) / (step - first) * (args.steps - step)
+            print(f"step {step} of {args.steps}: loss {recent:.3f}, {left_s:.0f} s left", flush=True)
     path.unlink(missing_ok=True)
     return losses
 

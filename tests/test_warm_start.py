@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(made, school, tmp_path, monk
 
     assert run_here(main, *arguments("straight"))[0] == 0
     with monkeypatch.context() as often:
-        often.setattr("rl.supervised.SAVE_EVERY", 8)
+        often.setattr("rl.supervised.SAVE_EVERY_S", 0.0)
         killed = fork_here(main, *arguments("killed"))
     checkpoint = tmp_path / "killed" / "checkpoint.pt"
     while not checkpoint.exists():
