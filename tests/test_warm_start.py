@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fork_here, run_here, wait_for_exit
+from conftest import REPO_ROOT, fork_here, run_here, wait_for_exit
 from safetensors.torch import load_file
 
 from cot.utils.cli import COT_PROMPT
@@ -141,6 +141,24 @@ def test_the_policy_in_the_repository_is_small_safe_and_made_by_the_command_with
     made_with = json.loads((TUTOR / "training.json").read_text())["config"]
     defaults = vars(build_parser().parse_args([]))
     assert made_with == {name: defaults[name] for name in made_with} and "steps" in made_with
+
+
+def test_the_adapter_in_the_repository_is_made_by_the_documented_command_and_fits_its_base(bundled):
+    folder = TUTOR.with_name("smollm2")
+    files = list(folder.iterdir())
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert sum(path.stat().st_size for path in files) < 10_000_000
+    lines = (REPO_ROOT / "rl" / "README.md").read_text().splitlines()
+    (command,) = [line for line in lines if line.startswith("python rl/warm_start.py --model_name bundled")]
+    flags = vars(build_parser().parse_args(command.split()[2:]))
+    made_with = json.loads((folder / "training.json").read_text())["config"]
+    assert made_with == {name: flags[name] for name in made_with} and made_with["lora_r"] == 8
+
+    model, tokenizer = load_model(str(folder), "cpu", "float32")
+    assert tokenizer.chat_template == bundled[1].chat_template
+    name = "model.layers.0.self_attn.q_proj.weight"
+    adapted, base = (dict(each.named_parameters())[name] for each in (model, bundled[0]))
+    assert 0 < (adapted - base).norm() < base.norm()
 
 
 def test_the_policy_in_the_repository_does_what_its_record_says():
