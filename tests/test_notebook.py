@@ -34,10 +34,7 @@ def test_the_samples_are_small_result_files():
 
 @pytest.mark.slow
 def test_the_notebook_runs_without_model_or_network_and_draws_every_figure(tmp_path, monkeypatch):
-    """As committed, but for the section of the study: it gets planted raw answers, and then none.
-
-    The tables of the committed ones are in `test_study_results.py`.
-    """
+    """As committed, and twice more the section of the study: with planted raw answers, and with none."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -52,17 +49,18 @@ def test_the_notebook_runs_without_model_or_network_and_draws_every_figure(tmp_p
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     write_answers(prepare_answers(plant(), TRUTHS), ANSWER_KEYS, tmp_path / "answers.jsonl.gz")
     (section,) = [cell for cell in notebook.cells if "recount" in cell.source and cell.cell_type == "code"]
-    notebook.cells.append(nbformat.v4.new_code_cell(f"STUDIES = []\n{section.source}"))
-    section.source = f"STUDIES = [Path({str(tmp_path)!r})]\n{section.source}"
+    for studies in (f"[Path({str(tmp_path)!r})]", "[]"):
+        notebook.cells.append(nbformat.v4.new_code_cell(f"STUDIES = {studies}\n{section.source}"))
     client = NotebookClient(
         notebook, timeout=120, kernel_name="here", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     )
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     images = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(images) == 7
+    assert len(images) == 6 + 2 + 1  # two studies are committed, and one is planted
+    assert "after_20" in section.outputs[0]["data"]["text/html"]
     assert "no raw answers of cot/run_study.py in STUDIES" in notebook.cells[-1].outputs[0]["text"]
-    table, verdicts, _ = section.outputs
+    table, verdicts, _ = notebook.cells[-2].outputs
     assert "shuffled" in table["data"]["text/html"] and "undecided" in verdicts["data"]["text/html"]
     assert "answers of sweeps" in outputs[0]["text"] and not outputs[0]["text"].startswith("0 ")
     assert not [output for output in outputs if output.get("name") == "stderr"]
